@@ -1,0 +1,35 @@
+# make demo   upstream and optimized side by side; results in out/demo
+# make test   the whole CPU suite
+# Both set up .venv first. UV=path overrides the uv that is installed into it; PYTHON the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV ?= $(BIN)/uv
+
+.PHONY: demo test lint constraints clean
+
+demo: $(VENV)/ready
+	$(BIN)/chatterbox-turbo demo --out out/demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check chatterbox_turbo tests examples
+	$(BIN)/ruff format --check chatterbox_turbo tests examples
+
+# uv resolves and installs the 6 GB that torch brings in seconds, where pip takes minutes
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# exact versions of what the ranges in pyproject.toml resolve to; names and versions only
+constraints:
+	$(UV) pip compile --quiet --upgrade --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url \
+		--output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,99 @@
+"""The public verbs: apply, revert, optimized, inspect."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from .config import OptimizationConfig
+from .config_io import Config, resolve
+from .errors import ForeignPatchError
+from .handle import ATTRIBUTE, Handle, handle_of, install
+from .passes import ALL_PASSES, Context, Pass
+from .patching import Journal
+from .plan import Plan, build_plan
+from .upstream.families import Parts, identify
+
+Model = TypeVar("Model")
+
+
+def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -> Model:
+    """Optimize a chatterbox model in place; a model that is optimized already gets the new configuration.
+
+    Args:
+        model: a ``ChatterboxTTS``, ``ChatterboxMultilingualTTS``, ``ChatterboxTurboTTS`` or ``ChatterboxVC``.
+        config: ``None`` (the lossless set for this machine), a preset's name, a path to a TOML, YAML or JSON
+            file, a dict, or an ``OptimizationConfig``.
+        passes: passes from outside this package, applied after its own.
+
+    Returns:
+        The same object, with one attribute more: ``model.turbo``.
+
+    Raises:
+        UnsupportedModelError, InvalidConfigError, UnavailablePassError, PassConflictError, ForeignPatchError:
+            before anything is touched. Whatever a pass raises while it is applied: after everything has been
+            put back. Either way the model is as it was.
+    """
+    resolved = resolve(config)
+    parts = identify(model)
+    old = _handle(model)
+    lock = old.lock if old else threading.RLock()
+    with lock:
+        plan = _plan(parts, resolved, old, passes)
+        if old:
+            old.journal.undo()
+        try:
+            install(Context(identify(model), resolved), plan, lock)
+        except BaseException:
+            if old:
+                install(Context(identify(model), old.config), old.plan, lock)
+            raise
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Put a model back exactly as it was before ``apply``; nothing happens to one that is not optimized.
+
+    Raises:
+        ForeignPatchError: somebody patched on top; nothing has been undone.
+    """
+    handle = _handle(model)
+    if handle:
+        with handle.lock:
+            handle.journal.undo()
+    return model
+
+
+@contextmanager
+def optimized(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -> Iterator[Model]:
+    """``apply`` for the body, then back to what the model was before, exceptions included."""
+    old = _handle(model)
+    apply(model, config, passes=passes)
+    try:
+        yield model
+    finally:
+        if old:
+            apply(model, old.config, passes=old.plan.passes[len(ALL_PASSES) :])
+        else:
+            revert(model)
+
+
+def inspect(model: Any, config: Config = None, *, passes: Sequence[Pass] = ()) -> Plan:
+    """The plan that ``apply`` would carry out, without touching the model. Arguments and errors as there."""
+    return _plan(identify(model), resolve(config), _handle(model), passes)
+
+
+def _plan(parts: Parts, config: OptimizationConfig, old: Handle | None, passes: Sequence[Pass]) -> Plan:
+    journal = old.journal if old else Journal()  # tells own patches from foreign ones
+    return build_plan(Context(parts, config, journal), (*ALL_PASSES, *passes))
+
+
+def _handle(model: Any) -> Handle | None:
+    handle = handle_of(model)
+    if handle is None and hasattr(model, ATTRIBUTE):
+        raise ForeignPatchError(
+            f"The model has an attribute {ATTRIBUTE!r} already.", "It is not this package's.", "Remove or rename it."
+        )
+    return handle

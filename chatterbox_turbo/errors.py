@@ -1,0 +1,52 @@
+"""Every error that this package raises on purpose: what happened, why, and what to do."""
+
+
+class TurboError(Exception):
+    """Base of all errors of this package.
+
+    The message has up to three sentences: *what* went wrong, *why*, and the *remedy*.
+    """
+
+    def __init__(self, what: str, why: str = "", remedy: str = ""):
+        super().__init__(" ".join(part for part in (what, why, remedy) if part))
+        self.what, self.why, self.remedy = what, why, remedy
+
+
+class UnsupportedModelError(TurboError, TypeError):
+    """The object is not one of upstream's models, or lacks the parts of one."""
+
+
+class InvalidConfigError(TurboError, ValueError):
+    """The configuration names an unknown key, has a wrong value, or contradicts itself."""
+
+
+class UnavailablePassError(TurboError):
+    """A pass that the configuration demands (``enabled = true``) cannot run here."""
+
+
+class PassConflictError(TurboError):
+    """Two passes that the configuration demands exclude each other."""
+
+
+class ForeignPatchError(TurboError):
+    """Somebody else's patch sits where this package wants to write, or on top of what it wrote."""
+
+
+class InvalidRequestError(TurboError, ValueError):
+    """An argument of one generation is out of range (temperature, penalty, number of tokens)."""
+
+
+class DecodingError(TurboError, RuntimeError):
+    """The token loop met logits that no token can be drawn from."""
+
+
+class ModelUnavailableError(TurboError):
+    """A checkpoint is neither cached nor downloadable, or upstream cannot be imported."""
+
+
+class SpeechTruncatedWarning(UserWarning):
+    """Speech was cut at ``max_new_tokens`` before the model ended it."""
+
+
+class WatermarkWarning(UserWarning):
+    """An output left ``generate`` without a watermark and received one from the guard."""

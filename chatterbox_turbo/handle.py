@@ -1,0 +1,119 @@
+"""``model.turbo``: the one attribute added to a model, and the one way into its entry points."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextlib import ExitStack
+from typing import Any
+
+from .config import OptimizationConfig
+from .instruments import Recorder, install_recorder, memory
+from .passes.base import Call, Context, Scope
+from .plan import Plan, carry_out
+from .report import Report
+from .upstream.families import Parts, identify
+
+ENTRY_POINTS = ("generate", "prepare_conditionals", "set_target_voice")
+ATTRIBUTE = "turbo"
+
+
+class Handle:
+    """What is on, what it costs, and how to get rid of it.
+
+    Attributes:
+        plan: every pass, in order, with its status and the reason.
+        lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
+            seeding and generating: ``with model.turbo.lock: torch.manual_seed(7); model.generate(...)``.
+    """
+
+    def __init__(self, context: Context, plan: Plan, lock: threading.RLock, recorder: Recorder, before: dict):
+        self._model = weakref.ref(context.parts.model)  # the model owns its handle, not the other way round
+        self.journal = context.journal
+        self._recorder = recorder
+        self._before = before
+        self.plan = plan
+        self.lock = lock
+
+    @property
+    def config(self) -> OptimizationConfig:
+        """The configuration in force."""
+        return self.plan.config
+
+    def report(self) -> Report:
+        """What runs, what was skipped and why, memory before and now, timings of the last call."""
+        return Report(self.plan, self._before, self.memory(), self.timings())
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes of weights by part and device (``instruments.memory``)."""
+        return memory(self._parts())
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by phase of the last ``generate``; empty before the first one."""
+        return self._recorder.timer.seconds()
+
+    def revert(self) -> Any:
+        """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
+        from .api import revert
+
+        return revert(self._parts().model)
+
+    def __reduce__(self):
+        raise TypeError(
+            "An optimized model cannot be copied or pickled: its patches belong to this one object. "
+            "Revert it first, and apply to the copy."
+        )
+
+    def _parts(self) -> Parts:
+        model = self._model()
+        if model is None:
+            raise ReferenceError("The model of this handle is gone.")
+        return identify(model)
+
+
+def handle_of(model: Any) -> Handle | None:
+    """The handle of an optimized model, or ``None``."""
+    handle = getattr(model, "__dict__", {}).get(ATTRIBUTE)
+    return handle if isinstance(handle, Handle) else None
+
+
+def install(context: Context, plan: Plan, lock: threading.RLock) -> Handle:
+    """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing."""
+    parts, journal = context.parts, context.journal
+    before = memory(parts)
+    try:
+        entry = _Entry(lock, context.scopes)
+        for name in ENTRY_POINTS:
+            if callable(getattr(parts.model, name, None)):
+                journal.wrap(parts.model, name, entry.generate if name == "generate" else entry.guard)
+        plan = carry_out(plan, context)
+        entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
+        handle = Handle(context, plan, lock, entry.recorder, before)
+        journal.set(parts.model, ATTRIBUTE, handle)
+    except BaseException:
+        journal.undo()
+        raise
+    return handle
+
+
+class _Entry:
+    """One caller at a time: upstream keeps the voice of a call on the model itself."""
+
+    def __init__(self, lock: threading.RLock, scopes: list[Scope]):
+        self.lock, self.scopes = lock, scopes
+        self.recorder: Recorder | None = None
+
+    def guard(self, wrapped, instance, args, kwargs):
+        with self.lock:
+            return wrapped(*args, **kwargs)
+
+    def generate(self, wrapped, instance, args, kwargs):
+        with self.lock:
+            if self.recorder is not None:
+                self.recorder.clear()
+            call = Call(args, kwargs)
+            with ExitStack() as stack:
+                for scope in self.scopes:
+                    stack.enter_context(scope(call))
+                call.result = wrapped(*args, **kwargs)
+            return call.result

@@ -1,0 +1,110 @@
+"""Looking at a model at work: phase timings, the speech tokens of the last call, memory by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .patching import Journal
+from .runtime.timing import PhaseTimer
+from .upstream.families import Parts
+from .upstream.patch_points import check, owner_of, patch_points
+from .upstream.watermarker import ObservedWatermarker
+
+# Phase by the patch point that it spans.
+PHASES = {
+    "prepare_conditionals": "conditionals",
+    "set_target_voice": "conditionals",
+    "t3.inference": "t3",
+    "t3.inference_turbo": "t3",
+    "s3gen.flow_inference": "flow",
+    "s3gen.hift_inference": "vocoder",
+}
+
+
+@dataclass
+class Recorder:
+    """What the last call did: seconds by phase, and the ids that T3 produced (1, n), int64."""
+
+    timer: PhaseTimer
+    tokens: Tensor | None = None
+    missing: list[str] = field(default_factory=list)  # phases whose patch point does not fit
+
+    def clear(self) -> None:
+        """Forget the last call."""
+        self.timer.clear()
+        self.tokens = None
+
+
+def install_recorder(parts: Parts, journal: Journal) -> Recorder:
+    """Put timers around the phases of one model; what does not fit is left alone and named in ``missing``."""
+    recorder = Recorder(PhaseTimer(parts.device))
+    points = patch_points(parts.family)
+    for path, phase in PHASES.items():
+        if path not in points:
+            continue
+        finding = check(parts, points[path], journal)
+        if finding.problem and not finding.forceable:
+            recorder.missing.append(phase)
+            continue
+        owner, name = owner_of(parts, path)
+        journal.wrap(owner, name, _timed(recorder, phase))
+    if parts.watermarker is not None:
+        journal.set(parts.model, "watermarker", ObservedWatermarker(parts.watermarker, _timed_watermark(recorder)))
+    return recorder
+
+
+def _timed(recorder: Recorder, phase: str):
+    def around(wrapped, instance, args, kwargs):
+        with recorder.timer.phase(phase):
+            result = wrapped(*args, **kwargs)
+        if phase == "t3":
+            recorder.tokens = torch.atleast_2d(result).detach()
+        return result
+
+    return around
+
+
+def _timed_watermark(recorder: Recorder):
+    def around(apply, signal, sample_rate, options):
+        with recorder.timer.phase("watermark"):
+            return apply(signal, sample_rate=sample_rate, **options)
+
+    return around
+
+
+@contextmanager
+def recording(parts: Parts) -> Iterator[Recorder]:
+    """Record the calls made inside, of a model with or without optimizations."""
+    journal = _OnTop()
+    try:
+        yield install_recorder(parts, journal)
+    finally:
+        journal.undo()
+
+
+class _OnTop(Journal):
+    """A journal for a short visit: whatever is patched already counts as own, and is put back at the end."""
+
+    def owns(self, owner: Any, name: str) -> bool:
+        return True
+
+
+def memory(parts: Parts) -> dict[str, Any]:
+    """Bytes of weights by part and device; on CUDA also what the allocator holds and its peak."""
+    table: dict[str, Any] = {"parts": {}}
+    for name, module in parts.modules().items():
+        tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        device = str(next(iter(tensors.values())).device) if tensors else str(parts.device)
+        table["parts"][name] = {"bytes": size, "device": device}
+    table["weights"] = sum(entry["bytes"] for entry in table["parts"].values())
+    if parts.device.type == "cuda":
+        table["cuda_allocated"] = torch.cuda.memory_allocated(parts.device)
+        table["cuda_peak"] = torch.cuda.max_memory_allocated(parts.device)
+    return table

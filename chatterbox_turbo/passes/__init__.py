@@ -1,0 +1,19 @@
+"""The passes of this package, in the order in which they are applied."""
+
+from .alignment import AlignmentPass
+from .base import Call, Context, Pass
+from .decoding import DecodingPass
+from .precision import PrecisionPass
+from .warmup import WarmupPass
+from .watermark import WatermarkPass
+
+# decoding replaces the token loop, alignment wraps whatever loop is there; warmup runs what all others built
+ALL_PASSES: tuple[Pass, ...] = (
+    DecodingPass(),
+    AlignmentPass(),
+    PrecisionPass(),
+    WatermarkPass(),
+    WarmupPass(),
+)
+
+__all__ = ["ALL_PASSES", "Call", "Context", "Pass"]

@@ -1,0 +1,74 @@
+"""What a pass is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import Fidelity, OptimizationConfig, Section
+from ..patching import Journal
+from ..upstream.families import FAMILIES, Parts
+
+
+@dataclass
+class Call:
+    """One call of ``generate`` as a scope sees it; ``result`` is set once upstream has returned."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    result: Any = None
+
+
+Scope = Callable[[Call], AbstractContextManager]
+
+
+@dataclass
+class Context:
+    """The model that a pass works on, and the only ways in which it may change it.
+
+    ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
+    scope may replace ``call.result`` after its ``yield``.
+    """
+
+    parts: Parts
+    config: OptimizationConfig
+    journal: Journal = field(default_factory=Journal)
+    scopes: list[Scope] = field(default_factory=list)
+
+
+class Pass:
+    """One optimization. Subclass it, set the attributes, write ``apply`` (and ``check`` where it may not fit).
+
+    Attributes:
+        name: unique; a pass of this package has a section of the same name in ``OptimizationConfig``.
+        summary: one line for tables.
+        families: where it applies.
+        patch_points: dotted paths that must have their known shape (``upstream.patch_points``).
+        replaces: those of them whose code the pass replaces, so that it must be a known one.
+        conflicts: names of passes that it cannot be combined with.
+    """
+
+    name: str = ""
+    summary: str = ""
+    families: tuple[str, ...] = FAMILIES
+    patch_points: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+    def section(self, config: OptimizationConfig) -> Section:
+        """The options of this pass; a pass from outside the package has no section and is demanded by being passed."""
+        return getattr(config, self.name, None) or Section(enabled=True)
+
+    def fidelity(self, config: OptimizationConfig) -> Fidelity:
+        """The promise that this pass makes under these options."""
+        return self.section(config).promise
+
+    def check(self, context: Context) -> str:
+        """Why the pass cannot run on this model and machine, or an empty string. Changes nothing."""
+        return ""
+
+    def apply(self, context: Context) -> str:
+        """Carry the pass out through ``context``; returns a remark for the report, or an empty string."""
+        raise NotImplementedError(f"{type(self).__name__} does not define apply")

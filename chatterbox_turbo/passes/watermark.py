@@ -1,0 +1,58 @@
+"""The guard: every output of ``generate`` carries PerTh's watermark, whatever else is optimized."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import WatermarkWarning
+from ..upstream.watermarker import ObservedWatermarker, why_not_perth
+from .base import Call, Context, Pass
+
+
+class WatermarkPass(Pass):
+    """Watches the watermarker during each call; an output that missed it is marked, with a warning.
+
+    The network runs in inference mode: upstream's Turbo model calls it outside and builds an autograd graph.
+    """
+
+    name = "watermark"
+    summary = "no output without PerTh's watermark; no autograd graph while it is applied"
+    patch_points = ("generate", "watermarker.apply_watermark", "watermarker.get_watermark")
+
+    def check(self, context: Context) -> str:
+        return why_not_perth(context.parts.watermarker)
+
+    def apply(self, context: Context) -> str:
+        model, perth = context.parts.model, context.parts.watermarker
+        detect = context.config.watermark.detect
+        marked = 0
+
+        @torch.inference_mode()
+        def mark(apply, signal, sample_rate, options):
+            nonlocal marked
+            marked += 1
+            return apply(signal, sample_rate=sample_rate, **options)
+
+        @contextmanager
+        def scope(call: Call):
+            nonlocal marked
+            marked = 0
+            yield
+            missing = marked == 0 or (detect and not detected(perth, call.result, model.sr))
+            if missing and torch.is_tensor(call.result):
+                warnings.warn("An output had no watermark and was marked now.", WatermarkWarning, stacklevel=2)
+                signal = mark(perth.apply_watermark, call.result.squeeze(0).cpu().numpy(), model.sr, {})
+                call.result = torch.from_numpy(signal).unsqueeze(0)
+
+        context.journal.set(model, "watermarker", ObservedWatermarker(perth, mark))
+        context.scopes.append(scope)
+        return ""
+
+
+@torch.inference_mode()
+def detected(perth, wav: torch.Tensor, sample_rate: int) -> bool:
+    """Whether PerTh's own detector finds its mark in (1, n) float32 samples."""
+    return bool(perth.get_watermark(wav.squeeze(0).cpu().numpy(), sample_rate=sample_rate).mean() == 1.0)

@@ -1,0 +1,42 @@
+"""TensorFloat-32 for the duration of a call. The switch is process-wide: overlapping scopes are counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_lock = threading.Lock()
+_depth = 0
+_saved: list[Any] = []
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """(object, attribute, value that allows TF32) of this torch release."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cuda, "fp32_precision"):  # torch 2.9 and later; mixing with allow_tf32 raises there
+        return [(cuda, "fp32_precision", "tf32"), (cudnn.conv, "fp32_precision", "tf32")]
+    return [(cuda, "allow_tf32", True), (cudnn, "allow_tf32", True)]
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Allow TF32 in matrix products and convolutions; the last scope to leave restores what was there."""
+    global _depth
+    with _lock:
+        if _depth == 0:
+            _saved[:] = [getattr(owner, name) for owner, name, _ in _switches()]
+            for owner, name, value in _switches():
+                setattr(owner, name, value)
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                for (owner, name, _), value in zip(_switches(), _saved, strict=True):
+                    setattr(owner, name, value)

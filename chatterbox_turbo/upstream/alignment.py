@@ -1,0 +1,62 @@
+"""Upstream's ``AlignmentStreamAnalyzer`` (multilingual, up to 0.1.7): building it, and taking it down again.
+
+Upstream builds one for every call; each registers a forward hook on three attention layers, drops the
+handles, and switches the shared configuration to eager attention with maps, for good.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+_MODULE = "alignment_stream_analyzer"
+# Every configuration entry that the constructor sets, in the spellings of Transformers 4.46 to 5.17.
+_SWITCHES = ("output_attentions", "attn_implementation")
+
+
+def analyzer_class(t3: nn.Module) -> type | None:
+    """The analyzer that this release of upstream uses for this model, or ``None``."""
+    module = sys.modules.get(type(t3).__module__)
+    return getattr(module, "AlignmentStreamAnalyzer", None) if getattr(t3.hp, "is_multilingual", False) else None
+
+
+def build_analyzer(t3: nn.Module, conditioning: int, text_length: int) -> Any | None:
+    """An analyzer for one generation whose text begins after ``conditioning`` positions, or ``None``."""
+    cls = analyzer_class(t3)
+    if cls is None:
+        return None
+    span = (conditioning, conditioning + text_length)
+    return cls(t3.tfmr, None, text_tokens_slice=span, alignment_layer_idx=9, eos_idx=t3.hp.stop_speech_token)
+
+
+def analyzer_hooks(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Forward hooks that analyzers have registered: the attention module and the hook's id."""
+    return [
+        (layer.self_attn, key)
+        for layer in backbone.layers
+        for key, hook in layer.self_attn._forward_hooks.items()
+        if _MODULE in (getattr(hook, "__module__", "") or "")
+    ]
+
+
+@contextmanager
+def contained(backbone: nn.Module) -> Iterator[None]:
+    """Undo on exit what an analyzer built inside does to the backbone: its hooks and configuration switches."""
+    before = set(analyzer_hooks(backbone))
+    config = vars(backbone.config)
+    switches = {key: value for key, value in config.items() if any(name in key for name in _SWITCHES)}
+    try:
+        yield
+    finally:
+        for module, key in analyzer_hooks(backbone):
+            if (module, key) not in before:
+                del module._forward_hooks[key]
+        for key in [key for key in config if any(name in key for name in _SWITCHES)]:
+            if key in switches:
+                config[key] = switches[key]
+            else:
+                del config[key]

@@ -1,0 +1,179 @@
+"""Every place inside chatterbox-tts that this package writes to or builds on, and the shape it must have.
+
+A patch point is checked in three respects: it exists, its parameters are there, and, where this package
+*replaces* the code, the code is one whose behaviour it reproduces (``code``, a digest of the syntax tree that
+ignores comments, layout, messages and docstrings). A fork or a new release that changes one of them is told
+apart here, before anything is touched.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import wrapt
+
+from ..patching import Journal
+from .families import Parts
+
+LLAMA = ("english", "multilingual")
+GPT2 = ("turbo", "nano")
+SPEAKING = (*LLAMA, *GPT2)
+ALL = (*SPEAKING, "vc")
+
+
+@dataclass(frozen=True)
+class PatchPoint:
+    """A method by its dotted path from the model, what it must accept, and for which families it exists."""
+
+    path: str
+    families: tuple[str, ...]
+    parameters: tuple[str, ...]
+    package: str = "chatterbox"
+    code: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check of one patch point found; ``problem`` is empty where it fits.
+
+    ``forceable``: the shape fits and only the code is unknown, so that a user who knows better may go on.
+    """
+
+    path: str
+    problem: str = ""
+    forceable: bool = False
+    foreign: bool = False
+
+
+_POINTS = (
+    PatchPoint("generate", LLAMA, ("text", "audio_prompt_path", "exaggeration", "cfg_weight", "temperature")),
+    PatchPoint("generate", GPT2, ("text", "audio_prompt_path", "temperature", "top_k", "top_p")),
+    PatchPoint("generate", ("vc",), ("audio", "target_voice_path")),
+    PatchPoint("prepare_conditionals", SPEAKING, ("wav_fpath", "exaggeration")),
+    PatchPoint("set_target_voice", ("vc",), ("wav_fpath",)),
+    PatchPoint(
+        "t3.inference",
+        LLAMA,
+        (
+            "t3_cond",
+            "text_tokens",
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "cfg_weight",
+        ),
+        code=frozenset({"51592b433be4", "8bc4108c2195"}),  # 0.1.4 to 0.1.7; development branch without analyzer
+    ),
+    PatchPoint(
+        "t3.inference_turbo",
+        GPT2,
+        ("t3_cond", "text_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "max_gen_len"),
+        code=frozenset({"6a6e12363483"}),  # 0.1.6 to the development branch
+    ),
+    PatchPoint("t3.prepare_input_embeds", SPEAKING, ("t3_cond", "text_tokens", "speech_tokens", "cfg_weight")),
+    PatchPoint("t3.tfmr.forward", SPEAKING, ("inputs_embeds", "past_key_values", "use_cache"), package="transformers"),
+    PatchPoint("s3gen.flow_inference", ALL, ("speech_tokens", "ref_dict")),
+    PatchPoint("s3gen.hift_inference", ALL, ("speech_feat",)),
+    PatchPoint("s3gen.inference", ALL, ("speech_tokens", "ref_dict")),
+    PatchPoint("watermarker.apply_watermark", ALL, ("signal", "sample_rate"), package="perth"),
+    PatchPoint("watermarker.get_watermark", ALL, ("wm_signal", "sample_rate"), package="perth"),
+)
+
+
+def patch_points(family: str) -> dict[str, PatchPoint]:
+    """The patch points of a family by path."""
+    return {point.path: point for point in _POINTS if family in point.families}
+
+
+def owner_of(parts: Parts, path: str) -> tuple[Any, str]:
+    """The object that the last name of a dotted path is looked up on, and that name.
+
+    Raises:
+        AttributeError: a name on the way is missing; the message has the path.
+    """
+    *way, name = path.split(".")
+    owner = parts.model
+    for step in way:
+        owner = getattr(owner, step, None)
+        if owner is None:
+            raise AttributeError(f"the model has no {'.'.join(way)}")
+    while isinstance(owner, wrapt.ObjectProxy):  # an observed watermarker: look at the real one
+        owner = owner.__wrapped__
+    return owner, name
+
+
+def check(parts: Parts, point: PatchPoint, journal: Journal | None = None) -> Finding:
+    """Whether a patch point has the shape that it must have; ``journal`` tells own patches from foreign ones."""
+    try:
+        owner, name = owner_of(parts, point.path)
+    except AttributeError as error:
+        return Finding(point.path, str(error))
+    original = inspect.getattr_static(type(owner), name, None)
+    if original is None:
+        return Finding(point.path, f"{type(owner).__name__} has no method {name}")
+    if name in vars(owner) and not (journal and journal.owns(owner, name)):
+        problem = f"somebody else has patched {point.path} on this object"
+        return Finding(point.path, problem, foreign=True)
+    home = getattr(inspect.unwrap(original), "__module__", "") or ""
+    if home.split(".")[0] != point.package:
+        problem = f"{point.path} comes from {home or 'an unknown module'}, not from {point.package}"
+        return Finding(point.path, problem, foreign=True)
+    missing = [p for p in point.parameters if p not in inspect.signature(original).parameters]
+    if missing:
+        return Finding(point.path, f"{point.path} no longer takes {', '.join(missing)}")
+    if point.code and digest(original) not in point.code:
+        problem = f"the code of {point.path} is not one that this package reproduces (digest {digest(original)})"
+        return Finding(point.path, problem, forceable=True)
+    return Finding(point.path)
+
+
+def check_all(parts: Parts, journal: Journal | None = None) -> list[Finding]:
+    """A finding for every patch point of the model's family."""
+    return [check(parts, point, journal) for point in patch_points(parts.family).values()]
+
+
+@cache
+def digest(function: Any) -> str:
+    """Twelve hexadecimal digits that change when the statements of a function change.
+
+    Walks the syntax tree and leaves out docstrings, f-strings and calls that only talk (print, logger), so
+    that neither comments nor messages nor the version of Python matter. ``unknown`` without a source.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError):
+        return "unknown"
+    words: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.JoinedStr) or _only_talks(node):
+            return
+        words.append(type(node).__name__)
+        for field, value in ast.iter_fields(node):
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, ast.AST):
+                    visit(item)
+                elif field in ("id", "attr", "arg", "name", "value") and item is not None:
+                    words.append(repr(item))
+
+    visit(tree)
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
+
+
+def _only_talks(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Expr):
+        return False
+    if isinstance(node.value, ast.Constant):
+        return True  # a docstring
+    function = node.value.func if isinstance(node.value, ast.Call) else None
+    return (isinstance(function, ast.Name) and function.id == "print") or (
+        isinstance(function, ast.Attribute) and getattr(function.value, "id", "") == "logger"
+    )

@@ -1,0 +1,106 @@
+"""T3, upstream's token model, as the token loop needs it: the prefix, one token's embedding, the limits."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidRequestError
+
+
+def backbone(t3: nn.Module) -> nn.Module:
+    """The Transformers model (Llama or GPT-2) that turns embeddings into hidden states."""
+    return t3.tfmr
+
+
+def head(t3: nn.Module) -> nn.Module:
+    """Hidden states (…, D) to logits (…, V) over speech tokens."""
+    return t3.speech_head
+
+
+def start_token(t3: nn.Module) -> int:
+    """The id that precedes the first speech token."""
+    return t3.hp.start_speech_token
+
+
+def stop_token(t3: nn.Module) -> int:
+    """The id that ends speech."""
+    return t3.hp.stop_speech_token
+
+
+def is_llama(t3: nn.Module) -> bool:
+    """Whether tokens carry learned speech positions and guidance (Llama), or neither (GPT-2)."""
+    return hasattr(t3.tfmr, "layers")
+
+
+def token_capacity(t3: nn.Module) -> int:
+    """Speech tokens that the model has positions for."""
+    if is_llama(t3):
+        return t3.hp.max_speech_tokens
+    return t3.tfmr.config.n_positions
+
+
+def needs_attention_maps(t3: nn.Module) -> bool:
+    """Whether this Transformers release changes its attention kernel when maps are asked for.
+
+    Up to 4.47 an attention layer takes ``output_attentions`` and leaves SDPA for the explicit softmax when it
+    is set, as upstream always sets it; from 4.48 on the kernel depends on the configuration alone.
+    """
+    if not is_llama(t3):
+        return False
+    return "output_attentions" in inspect.signature(type(t3.tfmr.layers[0].self_attn).forward).parameters
+
+
+def prefix(
+    t3: nn.Module, t3_cond: Any, text_tokens: Tensor, cfg_weight: float, speech_tokens: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Everything that precedes the first generated token.
+
+    Args:
+        t3_cond: upstream's ``T3Cond``.
+        text_tokens: (R, S) int64 with start and stop; R = 2 with guidance (the second row is unconditional).
+        speech_tokens: (R, n) int64 that speech begins with; the start token where there are none.
+
+    Returns:
+        embeddings (R, P, D), and the number of conditioning positions before the text.
+
+    Raises:
+        InvalidRequestError: the text lacks its start or stop token.
+
+    Source: upstream ``T3.inference`` (``t3.py``): Llama gets the start token twice, at speech position 0 both
+    times, GPT-2 once.
+    """
+    if speech_tokens is None:
+        speech_tokens = torch.full_like(text_tokens[:, :1], start_token(t3))
+    embeds, conditioning = t3.prepare_input_embeds(
+        t3_cond=t3_cond, text_tokens=text_tokens, speech_tokens=speech_tokens, cfg_weight=cfg_weight
+    )
+    if is_llama(t3):
+        start = torch.full((1, 1), start_token(t3), dtype=torch.long, device=embeds.device)
+        embeds = torch.cat([embeds, embed_token(t3, start, 0, embeds.size(0))], dim=1)
+    return embeds, conditioning
+
+
+def check_text(t3: nn.Module, text_tokens: Tensor) -> Tensor:
+    """Text tokens as (R, S) int64 on the model's device, start and stop present in every row."""
+    text_tokens = torch.atleast_2d(text_tokens)
+    rows = text_tokens.size(0)
+    for name in ("start_text_token", "stop_text_token"):
+        if int((text_tokens == getattr(t3.hp, name)).sum()) < rows:
+            raise InvalidRequestError(
+                f"The text tokens lack {name} ({getattr(t3.hp, name)}).",
+                "T3 finds the text by it.",
+                "Pad the tokens with start and stop as `generate` does.",
+            )
+    return text_tokens.to(dtype=torch.long, device=t3.device)
+
+
+def embed_token(t3: nn.Module, token: Tensor, position: int, rows: int) -> Tensor:
+    """The embedding (rows, 1, D) of one token (1, 1) at a speech position."""
+    embed = t3.speech_emb(token)
+    if is_llama(t3):
+        embed = embed + t3.speech_pos_emb.get_fixed_embedding(position)
+    return torch.cat([embed] * rows) if rows > 1 else embed
