@@ -84,7 +84,10 @@ class Journal:
         self.set(owner, name, wrapt.FunctionWrapper(wrapped, wrapper))
 
     def record(self, description: str, undo: Callable[[], None]) -> None:
-        """Note a change that is not an attribute (a hook, a process-wide switch) together with its undoing."""
+        """Note a change that is not an attribute (a hook, a process-wide switch), before making it.
+
+        ``undo`` must also be right where the change was not made, because something failed in between.
+        """
         self._writes.append(_Write(description, undo))
 
     def owns(self, owner: Any, name: str) -> bool:

@@ -41,7 +41,7 @@ class AlignmentPass(Pass):
 
 def _take_out(context: Context, module: nn.Module, key: int) -> None:
     hooks = module._forward_hooks
-    order, hook = list(hooks), hooks.pop(key)
+    order, hook = list(hooks), hooks[key]
 
     def put_back() -> None:
         hooks[key] = hook
@@ -50,3 +50,4 @@ def _take_out(context: Context, module: nn.Module, key: int) -> None:
                 hooks.move_to_end(other)
 
     context.journal.record(f"forward hook of {type(module).__name__}", put_back)
+    del hooks[key]

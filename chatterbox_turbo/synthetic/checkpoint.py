@@ -93,9 +93,7 @@ def build(family: str, size: str = "tiny", stop_after: int | None = None, seed: 
     return model if device == "cpu" else _move(model, device)
 
 
-def save(
-    directory: str | Path, family: str, size: str = "tiny", stop_after: int | None = None, seed: int = 0
-) -> Path:
+def save(directory: str | Path, family: str, size: str = "tiny", stop_after: int | None = None, seed: int = 0) -> Path:
     """Write `build(family, size, stop_after, seed)` as a checkpoint folder that upstream's `from_local` loads.
 
     A "tiny" folder needs `with architecture("tiny"):` around `from_local`, and "nano" needs its `nano=True`. Returns
@@ -204,12 +202,14 @@ def _initialised_instead_of_loaded(stop_after: int) -> Iterator[None]:
 def _encode_reference_voice(model: Any, size: str) -> None:
     from . import reference_voice
 
-    if size == "tiny":
-        model.DEC_COND_LEN = PROMPT_TOKENS * 960  # 24 kHz samples; an attribute of the class, so `del` undoes it
-    encode = getattr(model, "set_target_voice", None) or model.prepare_conditionals
-    encode(str(reference_voice()))
-    if size == "tiny":
-        del model.DEC_COND_LEN
+    with ExitStack() as stack:
+        if size == "tiny":
+            stack.enter_context(replaced(model, "DEC_COND_LEN", PROMPT_TOKENS * 960))  # 24 kHz samples
+        if hasattr(model, "norm_loudness"):  # its gain is a float64 scalar, which NumPy 2 spreads to the waveform
+            normed = model.norm_loudness
+            stack.enter_context(replaced(model, "norm_loudness", lambda wav, sr: normed(wav, sr).astype(wav.dtype)))
+        encode = getattr(model, "set_target_voice", None) or model.prepare_conditionals
+        encode(str(reference_voice()))
 
 
 def _move(model: Any, device: str) -> Any:

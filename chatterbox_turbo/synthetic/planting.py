@@ -109,7 +109,7 @@ def plant_s3gen(s3gen: Any) -> None:
         for layer in vocoder.ups:  # each output sample sums kernel / stride = 2 taps
             layer.weight = layer.weight / (layer.weight.std() * math.sqrt(2 * layer.in_channels))
         post = vocoder.conv_post
-        post.weight = post.weight * (4.0 / (post.weight.std() * math.sqrt(7 * post.in_channels)))  # input std near 1/4
+        post.weight = post.weight * (2.0 / (post.weight.std() * math.sqrt(7 * post.in_channels)))  # input std near 1/4
         # Upstream treats less than 10 Hz as unvoiced, and then drops the sine source altogether.
         vocoder.f0_predictor.classifier.weight *= 100.0
         vocoder.f0_predictor.classifier.bias += 120.0

@@ -119,7 +119,7 @@ def check(parts: Parts, point: PatchPoint, journal: Journal | None = None) -> Fi
     original = inspect.getattr_static(type(owner), name, None)
     if original is None:
         return Finding(point.path, f"{type(owner).__name__} has no method {name}")
-    if name in vars(owner) and not (journal and journal.owns(owner, name)):
+    if name in vars(owner) and not (journal is not None and journal.owns(owner, name)):
         problem = f"somebody else has patched {point.path} on this object"
         return Finding(point.path, problem, foreign=True)
     home = getattr(inspect.unwrap(original), "__module__", "") or ""

@@ -1,0 +1,39 @@
+"""The sub-commands and the global options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import PROGRAM, bench, demo, doctor, inspect, presets, say, verify
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks, and everything that upstream prints.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make chatterbox-tts faster and smaller: try it, use it, measure it, check it."""
+    context.obj.debug = debug
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+for function in (demo.demo, say.say, bench.bench, verify.verify, inspect.inspect, presets.presets, doctor.doctor):
+    app.command(function.__name__)(function)

@@ -1,0 +1,129 @@
+"""``bench``: speed and memory of upstream and optimized, interleaved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .loading import Wanted, load_model, request_for
+from .machine import provenance, summary
+from .options import ModelName, SizeName
+from .screen import Screen, table
+
+if TYPE_CHECKING:
+    from ..benchmark import Benchmark, Metric, Range
+
+TITLES = {
+    "t3": "T3, prefill included",
+    "conditionals": "reference voice",
+    "flow": "flow matching",
+    "vocoder": "vocoder",
+    "watermark": "watermark",
+    "end_to_end": "end to end",
+    "real_time_factor": "real-time factor",
+    "peak_memory": "peak memory",
+    "bandwidth_share": "share of memory bandwidth",
+}
+
+
+def bench(
+    context: typer.Context,
+    model: options.Model = ModelName.english,
+    size: options.Size = SizeName.full,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Pairs of runs.")] = 3,
+    text: Annotated[str, typer.Option("--text", help="What to say.")] = options.TEXT,
+    voice: options.Voice = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    stop_after: options.StopAfter = None,
+    synthetic: options.Synthetic = False,
+    checkpoint: options.Checkpoint = None,
+    json: options.Json = None,
+) -> None:
+    """Measure speed and memory of both.
+
+    Upstream and optimized take turns in one process; prints medians and ratios.
+
+    A full-size model takes about a minute a run on two CPU cores: shorten it with --stop-after, or --size tiny
+    to see that it works.
+    """
+    screen = options.screen_of(context)
+    if json not in (None, "-"):
+        options.check_writable(Path(json))
+    with screen.step("importing torch"), screen.quiet():
+        from .. import benchmark
+    settings = options.configuration(screen, preset, config)
+    wanted = Wanted(model.value, options.device_named(device), size.value, stop_after, synthetic, checkpoint)
+    loaded = load_model(screen, wanted)
+    request = request_for(loaded.model, text, voice=voice)
+    with screen.step("measuring"), screen.quiet():
+        result = benchmark.measure(loaded.model, settings, request, seed, runs, announce=screen.announce)
+    data = {
+        **provenance(screen.arguments),
+        "model": {"family": model.value, "size": size.value, "device": wanted.device, "weights": loaded.description},
+        "request": {**request, "seed": seed},
+        "config": settings.model_dump(),
+        **result.to_dict(),
+    }
+    if json is not None:
+        screen.write_json(data, json)
+    if json != "-":
+        print_benchmark(screen, data, result)
+
+
+def print_benchmark(screen: Screen, data: dict[str, Any], result: Benchmark) -> None:
+    """Where, what, the table, and what the figures mean."""
+    last = result.pairs[-1][1]
+    screen.print(data["command"])
+    screen.print(summary(data))
+    screen.print(f"model: {data['model']['family']} on {data['model']['device']}, {data['model']['weights']}")
+    passes = ", ".join(result.plan.running) or "none"
+    screen.print(f"passes: {passes}; applied in {max(result.apply_seconds):.2f} s (not part of a run)")
+    tokens = f"{last.tokens} tokens, " if last.tokens else ""
+    screen.print(f"speech: {tokens}{last.audio_seconds:.2f} s; {len(result.pairs)} pairs of runs, median (min-max)")
+    screen.print()
+    screen.print(metrics_table(result.metrics))
+    screen.print()
+    screen.print(agreement(result))
+    if result.bandwidth:
+        read, speed = result.bytes_per_token / 2**20, result.bandwidth / 1e9
+        screen.print(f"bandwidth: T3 reads {read:.0f} MiB of weights a token; this machine reads {speed:.1f} GB/s")
+    if last.sample.wav.device.type == "cpu" and data["model"]["device"] == "cpu":
+        screen.print("peak memory is the resident set of the one process that both sides run in")
+
+
+def metrics_table(metrics: list[Metric]) -> Any:
+    """Upstream, optimized and ratio, one row a figure."""
+    rows = table("", "", "upstream", "optimized", "ratio")
+    for metric in metrics:
+        ratio = f"{metric.ratio:.2f}x" if metric.name != "bandwidth_share" else ""
+        sides = (_range(metric.upstream, metric), _range(metric.optimized, metric))
+        rows.add_row(TITLES[metric.name], *sides, ratio)
+    return rows
+
+
+def agreement(result: Benchmark) -> str:
+    """Whether both sides said the same, in one line."""
+    comparison = result.comparison
+    tokens = f"{comparison.token_agreement:.1%} of the speech tokens agree; " if result.pairs[-1][1].tokens else ""
+    mark = "detected" if comparison.watermarked else "NOT DETECTED"
+    return f"{tokens}samples: {samples(comparison.snr_db)}; watermark {mark}"
+
+
+def samples(snr_db: float) -> str:
+    """A signal-to-noise ratio in words where it is infinite."""
+    words = {float("inf"): "identical", float("-inf"): "of another length"}
+    return words.get(snr_db) or f"{snr_db:.0f} dB SNR"
+
+
+def _range(values: Range, metric: Metric) -> str:
+    if metric.name == "bandwidth_share":
+        return f"{values.median:.0%}"
+    digits = 0 if metric.unit == "MiB" else 1 if values.median >= 10 else 3
+    spread = f" ({values.min:.{digits}f}-{values.max:.{digits}f})" if values.min != values.max else ""
+    return f"{values.median:.{digits}f} {metric.unit}".strip() + spread

@@ -1,0 +1,82 @@
+"""What a measurement has to say about where it was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from . import PROGRAM
+
+PACKAGES = ("torch", "transformers", "chatterbox-tts", "resemble-perth")
+HALF_PRECISION_FLAGS = ("avx512_bf16", "amx_bf16", "amx_int8", "avx512_fp16")
+
+
+def provenance(arguments: list[str]) -> dict[str, Any]:
+    """Date, machine, versions, and the command line that made a result."""
+    return {
+        "command": shlex.join([PROGRAM, *arguments]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": {
+            "chatterbox-turbo": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) or "not installed" for package in PACKAGES},
+        },
+    }
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores that this process may use, threads of torch, memory in bytes, GPU."""
+    import psutil
+    import torch
+
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def summary(data: dict[str, Any]) -> str:
+    """``provenance`` in two lines."""
+    here, versions = data["machine"], data["versions"]
+    gpu = f", {here['gpu']}" if here["gpu"] else ""
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "resemble-perth")
+    return f"{data['date']}  {here['cpu']}, {here['cores']} cores, {here['threads']} threads{gpu}\n{packages}"
+
+
+def version(package: str) -> str:
+    """The installed version, or an empty string."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def cpu_model() -> str:
+    """The processor's name, as good as the system knows it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of half precision that the processor has (Linux; elsewhere empty)."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    return {flag for flag in HALF_PRECISION_FLAGS if flag in flags}
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

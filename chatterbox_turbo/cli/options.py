@@ -1,0 +1,117 @@
+"""Options that several sub-commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .screen import Screen
+
+if TYPE_CHECKING:
+    from ..config import OptimizationConfig
+
+TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds at all."
+
+
+class ModelName(str, Enum):
+    """The families of ``upstream.families``, which imports torch; a test compares the two."""
+
+    english = "english"
+    multilingual = "multilingual"
+    turbo = "turbo"
+    nano = "nano"
+    vc = "vc"
+
+
+class SizeName(str, Enum):
+    """Sizes of a synthetic model."""
+
+    tiny = "tiny"
+    full = "full"
+
+
+Model = Annotated[ModelName, typer.Option("--model", help="Upstream's model; vc is voice conversion.")]
+Size = Annotated[SizeName, typer.Option("--size", help="Of a synthetic model, or of the one in --checkpoint.")]
+Synthetic = Annotated[bool, typer.Option("--synthetic", help="Random weights, though there may be real ones.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", exists=True, file_okay=False, help="Folder for upstream's from_local."),
+]
+StopAfter = Annotated[
+    int | None, typer.Option("--stop-after", min=2, max=990, help="Speech tokens of a synthetic model (25 a second).")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the global random generator, before every generation.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="A preset's name (see presets).")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", exists=True, dir_okay=False, help="A TOML, YAML or JSON file.")
+]
+Voice = Annotated[
+    Path | None, typer.Option("--voice", exists=True, dir_okay=False, help="Recording of the reference voice.")
+]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to a file, or to stdout: -")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def screen_of(context: typer.Context) -> Screen:
+    """The screen that ``main`` made."""
+    return context.obj
+
+
+def configuration(screen: Screen, preset: str | None, file: Path | None) -> OptimizationConfig:
+    """The configuration asked for, without its progress bar (it would draw over ours) unless debugging.
+
+    Raises:
+        InvalidConfigError: unknown preset, bad file.
+        typer.BadParameter: both were given.
+    """
+    from ..config_io import resolve
+
+    if preset is not None and file is not None:
+        raise typer.BadParameter("give either --preset or --config: a file may name its own preset.")
+    config = resolve(file if file is not None else preset)
+    return config if screen.debug else with_progress(config, "off")
+
+
+def with_progress(config: OptimizationConfig, progress: object) -> OptimizationConfig:
+    """The same configuration with another ``decoding.progress``."""
+    return config.model_copy(update={"decoding": config.decoding.model_copy(update={"progress": progress})})
+
+
+def device_named(name: str) -> str:
+    """A device that is there; ``auto`` is the first CUDA device or the CPU.
+
+    Raises:
+        typer.BadParameter: it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in there or (index and not index.isdigit()):
+        raise typer.BadParameter(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps.")
+    if int(index or 0) >= there[kind]:
+        raise typer.BadParameter(f"there is no device {name} here (torch {torch.__version__}).")
+    return name
+
+
+def check_writable(path: Path) -> Path:
+    """The path of a file that can be written: found out before the long work, not after it.
+
+    Raises:
+        typer.BadParameter: it cannot; the message says why.
+    """
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {path}: {error.strerror or error}.") from None
+    if not existed:
+        path.unlink()
+    return path

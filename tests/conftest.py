@@ -1,0 +1,65 @@
+"""Shared models: one tiny synthetic model a family and test session, put back after every test that used it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+# before torch is imported: tiny models run faster on one thread, and busy machines do not stall the suite
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+for name in [name for name in os.environ if name.startswith("CHATTERBOX_TURBO__")]:
+    del os.environ[name]  # a developer's own overrides must not decide what is tested
+
+
+@pytest.fixture(scope="session")
+def models():
+    """``models(family)``: a tiny model with a voice, built once."""
+    from chatterbox_turbo import synthetic
+
+    built = {}
+
+    def get(family: str):
+        if family not in built:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                built[family] = synthetic.build(family, "tiny")
+        return built[family]
+
+    return get
+
+
+@pytest.fixture
+def model(models, request):
+    """The model of the family that a test is parametrized with (``indirect``), reverted afterwards."""
+    import chatterbox_turbo as turbo
+
+    built = models(request.param)
+    yield built
+    turbo.revert(built)
+
+
+@pytest.fixture
+def english(models):
+    import chatterbox_turbo as turbo
+
+    built = models("english")
+    yield built
+    turbo.revert(built)
+
+
+@pytest.fixture(scope="session")
+def voice() -> str:
+    from chatterbox_turbo import synthetic
+
+    return str(synthetic.reference_voice())
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

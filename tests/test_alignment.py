@@ -1,0 +1,107 @@
+"""The multilingual analyzer: upstream leaks and switches for good; the pass does neither, with equal tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import count_hooks, speak
+
+import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
+from chatterbox_turbo.fidelity import compare_tokens, sample
+from chatterbox_turbo.upstream.alignment import analyzer_hooks
+
+QUIET = {"decoding": {"progress": "off"}}
+ALONE = {"decoding": {"enabled": False}}  # upstream's own token loop inside the pass
+REQUEST = {"text": "A sentence of a certain length.", "language_id": "en"}
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """A model whose process has never generated: made anew, because upstream's first call changes it for good."""
+    return synthetic.build("multilingual", "tiny", seed=5)
+
+
+def switches(model):
+    return {k: v for k, v in vars(model.t3.tfmr.config).items() if "attn_implementation" in k or "output_att" in k}
+
+
+def short_call(model):
+    """T3 alone, four tokens."""
+    text = torch.tensor([[255, 10, 11, 12, 13, 14, 15, 0]]).repeat(2, 1)
+    return model.t3.inference(t3_cond=model.conds.t3, text_tokens=text, max_new_tokens=4)
+
+
+@pytest.mark.filterwarnings("ignore::chatterbox_turbo.errors.SpeechTruncatedWarning")
+def test_a_hundred_calls_leave_no_hook_and_no_switch(fresh):
+    hooks, before = count_hooks(fresh.t3), switches(fresh)
+    with turbo.optimized(fresh, QUIET):
+        first = sample(fresh, 3, REQUEST)
+        for _ in range(98):
+            short_call(fresh)
+        hundredth = sample(fresh, 3, REQUEST)
+        assert (count_hooks(fresh.t3), switches(fresh)) == (hooks, before)
+    assert torch.equal(first.tokens, hundredth.tokens) and torch.equal(first.wav, hundredth.wav)
+
+
+def test_upstreams_own_loop_is_contained_too(fresh):
+    """Without the decoding pass Transformers adds capturing hooks, once; the analyzer's do not stay."""
+    before = switches(fresh)
+    with turbo.optimized(fresh, ALONE):
+        first = sample(fresh, 3, REQUEST)
+        hooks = count_hooks(fresh.t3)
+        for _ in range(5):
+            short_call(fresh)
+        last = sample(fresh, 3, REQUEST)
+        assert (count_hooks(fresh.t3), analyzer_hooks(fresh.t3.tfmr), switches(fresh)) == (hooks, [], before)
+    assert torch.equal(first.tokens, last.tokens) and torch.equal(first.wav, last.wav)
+
+
+def test_tokens_equal_upstreams_first_call_and_upstream_pollutes_its_second():
+    ours, theirs = (synthetic.build("multilingual", "tiny", seed=5) for _ in range(2))
+    turbo.apply(ours, QUIET)
+    hooks, untouched = count_hooks(theirs.t3), switches(theirs)
+    seeds = (3, 4)
+    upstream = [sample(theirs, seed, REQUEST) for seed in seeds]
+    optimized = [sample(ours, seed, REQUEST) for seed in seeds]
+
+    assert [compare_tokens(a.tokens, b.tokens) for a, b in zip(optimized, upstream)] == [(1.0, None)] * 2
+    assert all(torch.equal(a.wav, b.wav) for a, b in zip(optimized, upstream))
+
+    leaked = count_hooks(theirs.t3) - hooks
+    assert leaked >= 2 * 3 and len(analyzer_hooks(theirs.t3.tfmr)) == 2 * 3, "upstream no longer leaks its hooks"
+    assert switches(theirs) != untouched, "upstream no longer switches attention for good"
+    assert (len(analyzer_hooks(ours.t3.tfmr)), switches(ours)) == (0, untouched)
+
+
+def test_an_interrupted_call_leaves_nothing_either(fresh):
+    class Stop(Exception):
+        pass
+
+    def stop(count, limit):
+        if count == 3:
+            raise Stop
+
+    hooks, before = count_hooks(fresh.t3), switches(fresh)
+    with turbo.optimized(fresh, QUIET):
+        expected = sample(fresh, 3, REQUEST)
+        with pytest.raises(Stop), turbo.optimized(fresh, {"decoding": {"progress": stop}}):
+            speak(fresh)
+        assert count_hooks(fresh.t3) == hooks
+        assert torch.equal(sample(fresh, 3, REQUEST).wav, expected.wav)
+    assert (count_hooks(fresh.t3), switches(fresh)) == (hooks, before)
+
+
+def test_hooks_of_calls_before_apply_are_taken_out_and_put_back():
+    model = synthetic.build("multilingual", "tiny", seed=5)
+    speak(model)
+    speak(model)
+    before = analyzer_hooks(model.t3.tfmr)
+    order = {id(m): list(m._forward_hooks) for m, _ in before}
+    assert len(before) == 6
+    turbo.apply(model, QUIET)
+    assert analyzer_hooks(model.t3.tfmr) == []
+    assert "took out 6 hooks" in model.turbo.plan.step("alignment").reason
+    turbo.revert(model)
+    assert analyzer_hooks(model.t3.tfmr) == before
+    assert {id(m): list(m._forward_hooks) for m, _ in before} == order
