@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 	$(BIN)/chatterbox-turbo demo --out out/demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check chatterbox_turbo tests examples

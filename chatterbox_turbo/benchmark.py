@@ -127,6 +127,12 @@ class Benchmark:
                 rows.append(Metric(name, unit, Range.of(theirs), Range.of(ours), ratio))
         return rows
 
+    @property
+    def unmatched(self) -> list[str]:
+        """Figures that only one side has, because a phase could not be timed on the other."""
+        sides = [[set(self._values(run)) for run in pair] for pair in self.pairs]
+        return sorted(set().union(*(a ^ b for a, b in sides)))
+
     def _values(self, run: Run) -> dict[str, float]:
         values = run.metrics
         if self.bandwidth and run.tokens:
@@ -138,6 +144,7 @@ class Benchmark:
         return {
             "runs": [{"upstream": a.to_dict(), "optimized": b.to_dict()} for a, b in self.pairs],
             "metrics": {metric.name: asdict(metric) for metric in self.metrics},
+            "unmatched": self.unmatched,
             "comparison": asdict(self.comparison),
             "apply_seconds": self.apply_seconds,
             "t3_bytes_per_token": self.bytes_per_token,
@@ -244,8 +251,9 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
-        yield lambda: max(highest, process.memory_info().rss)
+        yield lambda: highest
     finally:
+        highest = max(highest, process.memory_info().rss)
         done.set()
         thread.join()
 

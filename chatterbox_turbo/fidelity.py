@@ -17,6 +17,7 @@ from torch import Tensor
 from .api import optimized
 from .config import Fidelity
 from .config_io import Config
+from .errors import TurboError
 from .instruments import recording
 from .passes.base import Pass
 from .passes.watermark import detected
@@ -68,13 +69,20 @@ def arguments(parts: Parts, text: str, language: str = "en", audio: str | None =
 
 
 def sample(model: Any, seed: int, request: dict[str, Any]) -> Sample:
-    """One call of ``generate`` after seeding the global generator."""
-    with recording(identify(model)) as recorder:
+    """One call of ``generate`` after seeding the global generator.
+
+    Raises:
+        TurboError: the model has a T3, but nothing could be recorded of it, so that nothing would be compared.
+    """
+    parts = identify(model)
+    with recording(parts) as recorder:
         torch.manual_seed(seed)
         start = time.perf_counter()
         wav = model.generate(**request)
         seconds = time.perf_counter() - start
-        return Sample(recorder.tokens, wav, recorder.timer.seconds(), seconds)
+    if parts.t3 is not None and recorder.tokens is None:
+        raise TurboError("The speech tokens could not be recorded.", f"Unknown patch points: {recorder.missing}.")
+    return Sample(recorder.tokens, wav, recorder.timer.seconds(), seconds)
 
 
 def compare_samples(model: Any, ours: Sample, reference: Sample) -> Comparison:
@@ -101,8 +109,10 @@ def compare(
 
 def compare_tokens(ours: Tensor | None, reference: Tensor | None) -> tuple[float, int | None]:
     """Share of equal ids over the longer of two sequences, and the index of the first difference."""
-    if ours is None or reference is None:
+    if ours is None and reference is None:  # voice conversion
         return 1.0, None
+    if ours is None or reference is None:
+        return 0.0, 0
     a, b = ours.flatten(), reference.flatten()
     shared, longest = min(len(a), len(b)), max(len(a), len(b), 1)
     equal = a[:shared] == b[:shared]

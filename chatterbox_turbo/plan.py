@@ -101,6 +101,9 @@ def _obstacle(p: Pass, context: Context, running: list[Pass], demanded: bool) ->
         if other.name in p.conflicts or p.name in other.conflicts:
             both = demanded and other.section(config).enabled is True
             return f"it conflicts with {other.name}", PassConflictError if both else UnavailablePassError
+    reason = p.check(context)  # before the patch points: it knows the remedy
+    if reason:
+        return reason, UnavailablePassError
     points = patch_points(parts.family)
     for path in p.patch_points:
         if path not in points:
@@ -110,7 +113,7 @@ def _obstacle(p: Pass, context: Context, running: list[Pass], demanded: bool) ->
         if finding.problem and matters:
             hint = f"; {p.name}.enabled = true uses it all the same" if finding.forceable else ""
             return finding.problem + hint, ForeignPatchError if finding.foreign else UnavailablePassError
-    return p.check(context), UnavailablePassError
+    return "", UnavailablePassError
 
 
 def carry_out(plan: Plan, context: Context) -> Plan:

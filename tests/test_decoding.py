@@ -123,7 +123,11 @@ def test_an_exception_in_the_middle_leaves_the_next_call_right(english):
 
 @pytest.mark.parametrize(
     "arguments, said",
-    [({"temperature": -1.0}, "temperature"), ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"top_p": 2.0}, "top_p")],
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"top_p": 2.0}, "top_p"),
+    ],
 )
 def test_bad_knobs_are_refused_and_the_model_stays_usable(english, arguments, said):
     turbo.apply(english, QUIET)

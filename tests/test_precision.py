@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-import torch
 from cases import speak
 
 import chatterbox_turbo as turbo

@@ -76,7 +76,14 @@ def test_nothing_left_is_told_by_none():
 
 
 @pytest.mark.parametrize(
-    "knob", [{"temperature": -0.1}, {"temperature": float("nan")}, {"repetition_penalty": 0.0}, {"min_p": 1.5}, {"top_p": -1.0}]
+    "knob",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"repetition_penalty": 0.0},
+        {"min_p": 1.5},
+        {"top_p": -1.0},
+    ],
 )
 def test_knobs_out_of_range_are_refused(knob):
     with pytest.raises(InvalidRequestError, match=f"{next(iter(knob))} is .* must be"):

@@ -89,6 +89,8 @@ def print_benchmark(screen: Screen, data: dict[str, Any], result: Benchmark) -> 
     screen.print()
     screen.print(metrics_table(result.metrics))
     screen.print()
+    if result.unmatched:
+        screen.print(f"not timed on both sides: {', '.join(result.unmatched)}")
     screen.print(agreement(result))
     if result.bandwidth:
         read, speed = result.bytes_per_token / 2**20, result.bandwidth / 1e9

@@ -43,7 +43,8 @@ def demo(
 ) -> None:
     """Run upstream and optimized side by side.
 
-    Both speak the same text with the same seed and voice. Writes both WAVs, a picture and a report. Uses the real weights where they are cached or can be downloaded, otherwise random ones, and says which.
+    Both speak the same text with the same seed and voice. Writes both WAVs, a picture and a report. Uses the real
+    weights where they are cached or can be downloaded, otherwise random ones, and says which.
     """
     screen = options.screen_of(context)
     if not text.strip():
@@ -101,7 +102,7 @@ def _write(screen: Screen, files: dict[str, Path], data: dict[str, Any], result:
 
         seconds = {m.name: (m.upstream.median, m.optimized.median) for m in result.metrics if m.name in TIMES}
         t3 = tuple(run.sample.phases.get("t3", 0.0) for run in result.pairs[0])
-        seconds = {"T3": t3, **seconds} if any(t3) else seconds
+        seconds = {"T3": t3, **seconds} if all(t3) else seconds
         bars = {TITLES.get(name, name): pair for name, pair in seconds.items()}
         title = f"{data['model']['family']}, {'synthetic' if data['synthetic'] else 'real'} weights, one run each"
         with screen.step("drawing"), screen.quiet():

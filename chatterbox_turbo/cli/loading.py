@@ -62,6 +62,7 @@ def load_model(screen: Screen, wanted: Wanted) -> Loaded:
     if wanted.synthetic:
         return _build(screen, wanted, "asked for")
     if wanted.checkpoint:
+        _note_unused(screen, wanted)
         return _load_folder(screen, wanted)
     cached, unreachable = loading.is_cached(wanted.family), why_unreachable(wanted.family)
     if not cached and unreachable:
@@ -72,6 +73,7 @@ def load_model(screen: Screen, wanted: Wanted) -> Loaded:
             "",
             "Connect to the hub once, pass a folder with --checkpoint, or use random weights with --synthetic.",
         )
+    _note_unused(screen, wanted)
     if cached:
         with screen.step("loading the weights"), screen.quiet(), _offline(bool(unreachable)):
             model = loading.load(wanted.family, wanted.device)
@@ -165,6 +167,11 @@ def _with_voice(screen: Screen, model: Any) -> Any:
         with screen.step("encoding the bundled reference voice"), screen.quiet():
             prepare_voice(parts, synthetic.reference_voice())
     return model
+
+
+def _note_unused(screen: Screen, wanted: Wanted) -> None:
+    if wanted.stop_after is not None:
+        screen.note("--stop-after has no effect: these weights are not random (see decoding.max_new_tokens)")
 
 
 @contextmanager

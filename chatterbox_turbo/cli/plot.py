@@ -56,4 +56,4 @@ def _bars(axes, seconds: dict[str, tuple[float, float]]) -> None:
     )
     axes.margins(x=0.12)
     axes.invert_yaxis()
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above the longest bar

@@ -49,9 +49,10 @@ def say(
     wanted = Wanted(
         model.value, options.device_named(device), (size or default).value, stop_after, synthetic, checkpoint, False
     )
+    with screen.step("importing chatterbox-tts"), screen.quiet():
+        _check_language(model, language)
     loaded = load_model(screen, wanted)
     speaker = loaded.model
-    _check_language(speaker, model, language)
     with screen.step("speaking"), screen.quiet():
         if not screen.debug:
             settings = options.with_progress(settings, _progress(screen))
@@ -91,12 +92,15 @@ def _check_format(output: Path) -> None:
         raise typer.BadParameter(f"unknown audio format {output.suffix!r} of {output}: use .wav or .flac.")
 
 
-def _check_language(speaker: object, model: ModelName, language: str) -> None:
+def _check_language(model: ModelName, language: str) -> None:
     if model is not ModelName.multilingual:
         if language != "en":
             raise typer.BadParameter(f"--language {language}: only --model multilingual speaks other languages.")
         return
-    known = speaker.get_supported_languages()
+
+    from ..upstream.loading import model_class
+
+    known = model_class(model.value).get_supported_languages()
     if language.lower() not in known:
         raise typer.BadParameter(f"unknown language {language!r}; the model speaks: {', '.join(sorted(known))}.")
 

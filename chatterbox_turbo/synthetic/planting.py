@@ -15,7 +15,7 @@ SPEECH_VOCABULARY = 6561
 
 _SILENCE = 4299  # upstream's S3GEN_SIL
 _LOGIT_STD = 2.5  # peaky enough that temperature, min-p, top-p and top-k all cut something
-_STOP_AMPLITUDE = 100.0  # against about 32 for the rest of a residual vector of 1024 channels
+_STOP_AMPLITUDE = 1000.0  # against 32 for an embedding of 1024 channels, and up to 100 after the last layer
 _ATTENTION_GAIN = 2.0  # default weights attend so evenly that text and voice hardly reach the logits
 _WAVEFORM_STD = 0.1
 
@@ -38,6 +38,11 @@ def plant_t3(t3: Any, stop_after: int) -> None:
             _plant_llama(t3, stop, valid, stop_after)
 
 
+def _output_gain(layers: Any) -> float:
+    """So that the layers' sum, which the planted directions have to stand out from, does not grow with their number."""
+    return _ATTENTION_GAIN * math.sqrt(2 / len(layers))
+
+
 def _plant_llama(t3: Any, stop: Any, valid: Any, stop_after: int) -> None:
     """Plant in `speech_pos_emb`, whose index n is added to the input that samples speech token n."""
     head, positions = t3.speech_head.weight, t3.speech_pos_emb.emb.weight
@@ -50,8 +55,9 @@ def _plant_llama(t3: Any, stop: Any, valid: Any, stop_after: int) -> None:
     # attention may never do. Silence comes second then, and its repetition makes the analyzer stop.
     head[_SILENCE] = 2.4 * stop
     for layer in t3.tfmr.layers:
-        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.o_proj):
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             part.weight *= _ATTENTION_GAIN
+        layer.self_attn.o_proj.weight *= _output_gain(t3.tfmr.layers)
 
 
 def _plant_gpt2(t3: Any, stop: Any, stop_after: int, start: int) -> None:
@@ -59,36 +65,37 @@ def _plant_gpt2(t3: Any, stop: Any, stop_after: int, start: int) -> None:
     the start-of-speech token there.
 
     `wpe` counts from the voice's first token, so a fixed position would move with the length of the text. Channels
-    0 to 61 carry the position as 31 random frequencies; head 0 of layer 0 rotates them back by `stop_after`
-    positions to make its query and matches them against every key. Channel 62 marks position 0, where the head
-    rests while it would look before the beginning; channel 63 marks the start token. Exact in half precision too.
+    0 to 59 carry the position as 30 random frequencies; head 0 of layer 0 rotates them back by `stop_after`
+    positions to make its query and matches them against every key. Channel 60 marks position 0, where the head
+    rests while it would look before the beginning. The difference of channels 62 and 63 marks the start token: the
+    mean that layer norm subtracts cancels in it. Exact in half precision too.
     """
     import torch
 
     for block in t3.tfmr.h:
         block.attn.c_attn.weight *= _ATTENTION_GAIN
-        block.attn.c_proj.weight *= _ATTENTION_GAIN
-    dim, positions, frequencies = t3.dim, t3.tfmr.wpe.weight, 31
+        block.attn.c_proj.weight *= _output_gain(t3.tfmr.h)
+    dim, positions, frequencies = t3.dim, t3.tfmr.wpe.weight, 30
     omega = math.pi * torch.rand(frequencies)
     phase = torch.arange(len(positions))[:, None] * omega
     for table in (positions, t3.speech_emb.weight, t3.text_emb.weight, t3.cond_enc.spkr_enc.weight.T):
         table[:, :64] = 0.0
     t3.cond_enc.spkr_enc.bias[:64] = 0.0
     positions[:, :frequencies], positions[:, frequencies : 2 * frequencies] = phase.cos(), phase.sin()
-    positions[0, 62] = 100.0  # far above the rest of that vector, so its layer norm is about sqrt(dim) for any voice
-    t3.speech_emb.weight[start, 63] = 8.0
+    positions[0, 60] = 100.0  # far above the rest of that vector, so its layer norm is about sqrt(dim) for any voice
+    t3.speech_emb.weight[start, 62], t3.speech_emb.weight[start, 63] = 8.0, -8.0
 
     block = t3.tfmr.h[0].attn
     query, key, value = block.c_attn.weight.view(dim, 3, dim)[:, :, :64].unbind(1)  # (channel in, channel of head 0)
     back = (omega * stop_after).cos().diag(), (omega * stop_after).sin().diag()
     for part in (query, key, value, block.c_proj.weight[:64]):
         part.zero_()
-    gain = 4.0  # a match scores 31 * gain**2 / sqrt(64) = 62, position 0 about 45, chance matches about 30
-    query[:62, :62] = gain * torch.cat([torch.cat([back[0], -back[1]], 1), torch.cat([back[1], back[0]], 1)])
-    key[:62, :62] = gain * torch.eye(62)
-    key[62, 62], block.c_attn.bias[62] = 1.0, 8.0 * 45.0 / math.sqrt(dim)
-    value[63, 0] = 1.0
-    block.c_proj.weight[0] = _STOP_AMPLITUDE / 8.0 * stop
+    gain = 4.0  # a match scores 30 * gain**2 / sqrt(64) = 60, position 0 about 45, chance matches about 30
+    query[:60, :60] = gain * torch.cat([torch.cat([back[0], -back[1]], 1), torch.cat([back[1], back[0]], 1)])
+    key[:60, :60] = gain * torch.eye(60)
+    key[60, 60], block.c_attn.bias[60] = 1.0, 8.0 * 45.0 / math.sqrt(dim)
+    value[62, 0], value[63, 0] = 1.0, -1.0
+    block.c_proj.weight[0] = _STOP_AMPLITUDE / 16.0 * stop
 
     t3.speech_head.weight[t3.hp.stop_speech_token] = 4.0 * stop
     t3.speech_head.bias.zero_()

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from .t3 import needs_attention_maps
+
 _MODULE = "alignment_stream_analyzer"
 # Every configuration entry that the constructor sets, in the spellings of Transformers 4.46 to 5.17.
 _SWITCHES = ("output_attentions", "attn_implementation")
@@ -29,8 +31,14 @@ def build_analyzer(t3: nn.Module, conditioning: int, text_length: int) -> Any | 
     cls = analyzer_class(t3)
     if cls is None:
         return None
-    span = (conditioning, conditioning + text_length)
-    return cls(t3.tfmr, None, text_tokens_slice=span, alignment_layer_idx=9, eos_idx=t3.hp.stop_speech_token)
+    span, config = (conditioning, conditioning + text_length), t3.tfmr.config
+    maps_asked_for = config.output_attentions
+    analyzer = cls(t3.tfmr, None, text_tokens_slice=span, alignment_layer_idx=9, eos_idx=t3.hp.stop_speech_token)
+    if not needs_attention_maps(t3):
+        # eager attention hands its maps to the analyzer's hooks anyway; with the switch on, Transformers would
+        # hang two capturing hooks of its own on every layer, for good, and collect the maps of all of them
+        config.output_attentions = maps_asked_for
+    return analyzer
 
 
 def analyzer_hooks(backbone: nn.Module) -> list[tuple[nn.Module, int]]:
