@@ -65,8 +65,8 @@ def test_tokens_equal_upstreams_first_call_and_upstream_pollutes_its_second():
     upstream = [sample(theirs, seed, REQUEST) for seed in seeds]
     optimized = [sample(ours, seed, REQUEST) for seed in seeds]
 
-    assert [compare_tokens(a.tokens, b.tokens) for a, b in zip(optimized, upstream)] == [(1.0, None)] * 2
-    assert all(torch.equal(a.wav, b.wav) for a, b in zip(optimized, upstream))
+    assert [compare_tokens(a.tokens, b.tokens) for a, b in zip(optimized, upstream, strict=True)] == [(1.0, None)] * 2
+    assert all(torch.equal(a.wav, b.wav) for a, b in zip(optimized, upstream, strict=True))
 
     leaked = count_hooks(theirs.t3) - hooks
     assert leaked >= 2 * 3 and len(analyzer_hooks(theirs.t3.tfmr)) == 2 * 3, "upstream no longer leaks its hooks"

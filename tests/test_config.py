@@ -103,7 +103,7 @@ def test_several_mistakes_are_told_at_once():
 def test_a_mistake_in_the_environment_names_the_variable(tmp_path, monkeypatch):
     path = write(tmp_path / "turbo.toml", "[decoding]\nprogress = 'off'\n")
     monkeypatch.setenv("CHATTERBOX_TURBO__DECODING__MAX_NEW_TOKEN", "7")
-    with pytest.raises(InvalidConfigError, match="^CHATTERBOX_TURBO__DECODING__MAX_NEW_TOKEN: decoding.max_new_token"):
+    with pytest.raises(InvalidConfigError, match=r"^CHATTERBOX_TURBO__DECODING__MAX_NEW_TOKEN: decoding\.max"):
         resolve(path)
 
 

@@ -1,4 +1,4 @@
-"""Demands that cannot be met, and other people's patches: skipped with the reason, or refused before anything happens."""
+"""Demands that cannot be met, and other people's patches: skipped with the reason, or refused beforehand."""
 
 from __future__ import annotations
 

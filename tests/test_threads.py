@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import numpy as np
@@ -41,10 +42,8 @@ def speakers_by_thread(model, voices, together: bool):
 
     def wait_and_encode(text):
         if together:
-            try:
+            with contextlib.suppress(threading.BrokenBarrierError):
                 barrier.wait(timeout=2)
-            except threading.BrokenBarrierError:
-                pass
         return encode(text)
 
     model.tokenizer.text_to_tokens = wait_and_encode
@@ -79,7 +78,7 @@ def test_callers_keep_their_voices_where_upstream_mixes_them_up(english, voices)
     assert torch.equal(mixed[0], mixed[1]), "upstream no longer races on its voice"
     turbo.apply(english, QUIET)
     ours = speakers_by_thread(english, voices, together=True)
-    assert all(torch.equal(a, b) for a, b in zip(alone, ours))
+    assert all(torch.equal(a, b) for a, b in zip(alone, ours, strict=True))
 
 
 def test_seeding_and_generating_can_be_made_one_step(english):
