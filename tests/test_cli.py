@@ -432,11 +432,11 @@ def test_peak_memory_sees_what_is_freed_again():
 
     with peak_memory(torch.device("cpu")) as idle:
         pass
-    with peak_memory(torch.device("cpu")) as peak:
-        with mmap.mmap(-1, 200 * 2**20) as block:  # from the system, not from what the allocator has kept
-            for start in range(0, len(block), 4096):
-                block[start] = 1
-            time.sleep(0.1)
+    # from the system, not from what the allocator has kept
+    with peak_memory(torch.device("cpu")) as peak, mmap.mmap(-1, 200 * 2**20) as block:
+        for start in range(0, len(block), 4096):
+            block[start] = 1
+        time.sleep(0.1)
     assert peak() - idle() > 100 * 2**20
 
 

@@ -23,7 +23,7 @@ FILES = {
     "picture": "comparison.png",
     "report": "report.json",
 }
-SYNTHETIC_TOKENS = 75  # 3 s of speech, so that a full-size model on two cores is done within minutes
+TOKENS = 75  # 3 s of speech, so that a full-size model on two cores is done within minutes
 NO_MATPLOTLIB = "no picture: matplotlib is not installed (pip install 'chatterbox-turbo[plot]')"
 TIMES = (*(name for name in TITLES if name not in ("t3", "real_time_factor", "peak_memory", "bandwidth_share")),)
 
@@ -57,9 +57,15 @@ def demo(
     with screen.step("importing torch"), screen.quiet():
         from .. import benchmark
     settings = options.configuration(screen, preset, config)
-    if stop_after is None and model is not ModelName.vc and size is SizeName.full:
-        stop_after = SYNTHETIC_TOKENS
-    wanted = Wanted(model.value, options.device_named(device), size.value, stop_after, synthetic)
+    long = size is SizeName.full and model is not ModelName.vc
+    wanted = Wanted(
+        model.value,
+        options.device_named(device),
+        size.value,
+        stop_after,
+        synthetic,
+        default_stop=TOKENS if long else None,
+    )
     loaded = load_model(screen, wanted)
     screen.note(f"model: {loaded.description}")
     request = request_for(loaded.model, text, voice=voice)

@@ -20,7 +20,8 @@ RANDOM = "random weights: the speech is noise, the work is that of the real arch
 class Wanted:
     """Which model a command asks for.
 
-    ``fallback``: whether random weights will do where real ones cannot be had.
+    ``fallback``: whether random weights will do where real ones cannot be had. ``default_stop``: ``stop_after``
+    of random weights where the user names none.
     """
 
     family: str
@@ -30,6 +31,7 @@ class Wanted:
     synthetic: bool = False
     checkpoint: Path | None = None
     fallback: bool = True
+    default_stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,10 @@ def _build(screen: Screen, wanted: Wanted, why: str) -> Loaded:
     from .. import synthetic
     from ..errors import ModelUnavailableError
 
+    stop = wanted.default_stop if wanted.stop_after is None else wanted.stop_after
     with screen.step(f"building a synthetic {wanted.family} model ({wanted.size})"), screen.quiet():
         try:
-            model = synthetic.build(wanted.family, wanted.size, wanted.stop_after, device=wanted.device)
+            model = synthetic.build(wanted.family, wanted.size, stop, device=wanted.device)
         except ValueError as error:
             raise ModelUnavailableError(str(error)) from error
     shape = "full-size" if wanted.size == "full" else "tiny (shrunk)"
