@@ -126,6 +126,7 @@ def carry_out(plan: Plan, context: Context) -> Plan:
         for index, (p, step) in enumerate(zip(plan.passes, plan.steps, strict=True)):
             if step.status == "on":
                 steps[index] = replace(step, reason=p.apply(context) or "")
+                context.applied.append(p.name)
     except BaseException:
         context.scopes.clear()
         context.journal.undo()

@@ -58,7 +58,7 @@ def _state_dict_and_bar(model, turn_on, speak):
     keys = list(model.t3.state_dict())
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         speak()
-    return list(model.t3.state_dict()) == keys, "it/s" in shown.getvalue()
+    return list(model.t3.state_dict()) == keys, "/1000" in shown.getvalue()
 
 
 def _new_hooks(model, turn_on, speak):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +91,9 @@ def why_unavailable(family: str) -> str:
     from ..upstream.loading import model_class
 
     try:
-        cls = model_class(family)
+        model_class(family)
     except ModelUnavailableError as error:
         return str(error)
-    if family == "nano" and "nano" not in inspect.signature(cls.from_local).parameters:
-        return "The installed chatterbox-tts has no Nano model. Install a release that has it, or use turbo."
     return ""
 
 
@@ -108,9 +105,9 @@ def why_unreachable(family: str) -> str:
     """
     import huggingface_hub
 
-    from ..upstream.loading import _KEY_FILES
+    from ..upstream.loading import key_file
 
-    repo, file = _KEY_FILES[family]
+    repo, file = key_file(family)
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, file), timeout=PROBE_SECONDS)
     except Exception as error:  # the client's errors have no base class that all its releases share

@@ -29,13 +29,14 @@ class Context:
     """The model that a pass works on, and the only ways in which it may change it.
 
     ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
-    scope may replace ``call.result`` after its ``yield``.
+    scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
     """
 
     parts: Parts
     config: OptimizationConfig
     journal: Journal = field(default_factory=Journal)
     scopes: list[Scope] = field(default_factory=list)
+    applied: list[str] = field(default_factory=list)
 
 
 class Pass:

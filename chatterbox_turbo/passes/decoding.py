@@ -154,7 +154,7 @@ def _collect(t3: nn.Module, section: DecodingSection, request: Request, attentio
         raise DecodingError("No token can be drawn at step 0.", "Every id is excluded.", "Loosen top_k and top_p.")
     if end == "limit":
         _warn(
-            f"Speech was cut at {request.limit} tokens ({request.limit / TOKENS_PER_SECOND:.0f} s) before the model "
+            f"Speech was cut at {request.limit} tokens ({request.limit / TOKENS_PER_SECOND:.1f} s) before the model "
             "ended it. Shorten the text, or raise decoding.max_new_tokens."
         )
     elif end == "exhausted":

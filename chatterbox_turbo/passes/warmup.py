@@ -42,7 +42,8 @@ class WarmupPass(Pass):
                 setattr(parts.model, attribute, upstream.copy_voice(voice))
                 if level == "full":
                     upstream.prepare_voice(parts, upstream.write_tone(Path(folder) / "tone.wav", SECONDS))
-                upstream.speak(parts, TOKENS)
+                # upstream's Llama loop would leave a submodule and hooks behind, and has nothing to warm up
+                upstream.speak(parts, TOKENS, with_t3="decoding" in context.applied)
             finally:  # not journalled: nothing of it outlives this call
                 setattr(parts.model, attribute, voice)
         return f"level {level}"

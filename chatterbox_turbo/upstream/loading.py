@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,30 @@ def model_class(family: str) -> Any:
         raise ModelUnavailableError(f"Unknown model {family!r}.", "", f"Models are: {', '.join(FAMILIES)}.")
     module, name = _CLASSES[family]
     try:
-        return getattr(import_module(module), name)
+        cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ModelUnavailableError(
             f"Cannot import {name} from {module}: {error}.",
             f"{TITLES[family]} needs a release of chatterbox-tts that has it, with its dependencies.",
             "Run `chatterbox-turbo doctor`.",
         ) from error
+    if family == "nano" and "nano" not in signature(cls.from_local).parameters:
+        raise ModelUnavailableError(
+            "The installed chatterbox-tts has no Nano model.", "", "Install a release that has it, or use turbo."
+        )
+    return cls
+
+
+def key_file(family: str) -> tuple[str, str]:
+    """Hub repository and name of a checkpoint file that stands for the family."""
+    return _KEY_FILES[family]
 
 
 def is_cached(family: str) -> bool:
     """Whether the checkpoint of a family is in the Hugging Face cache of this user."""
     from huggingface_hub import try_to_load_from_cache
 
-    repo, file = _KEY_FILES[family]
-    return isinstance(try_to_load_from_cache(repo, file), str)
+    return isinstance(try_to_load_from_cache(*key_file(family)), str)
 
 
 def load(family: str, device: str, folder: Path | None = None) -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .alignment import contained
 from .families import Parts
+from .patch_points import GPT2
 from .t3 import is_llama
 
 SAMPLE_RATE = 24_000
@@ -53,24 +55,24 @@ def prepare_voice(parts: Parts, audio: Path) -> None:
 
 
 @torch.inference_mode()
-def speak(parts: Parts, tokens: int) -> None:
-    """Decode ``tokens`` speech tokens, turn them into samples, mark them. Needs a voice."""
-    model, device = parts.model, parts.device
-    reference, steps = parts.voice, {}
-    ids = torch.arange(tokens, device=device)
-    if parts.t3 is not None:
-        hp = parts.t3.hp
-        text = torch.tensor([[hp.start_text_token, *range(1, TEXT_TOKENS + 1), hp.stop_text_token]], device=device)
-        if is_llama(parts.t3):
-            produced = parts.t3.inference(
-                t3_cond=reference.t3, text_tokens=text.repeat(2, 1), max_new_tokens=tokens, cfg_weight=0.5
-            )
-        else:
-            produced = parts.t3.inference_turbo(t3_cond=reference.t3, text_tokens=text, max_gen_len=tokens)
-            steps = {"n_cfm_timesteps": 2}  # as ChatterboxTurboTTS.generate asks for
-        valid = produced[0][produced[0] < 6561]
-        ids = valid if len(valid) else ids
-        reference = reference.gen
+def speak(parts: Parts, tokens: int, with_t3: bool = True) -> None:
+    """Decode ``tokens`` speech tokens (``with_t3``), turn as many into samples, mark them. Needs a voice."""
+    if parts.t3 is not None and with_t3:
+        _decode(parts, tokens)
+    reference = parts.voice if parts.family == "vc" else parts.voice.gen
+    steps = {"n_cfm_timesteps": 2} if parts.family in GPT2 else {}  # as ChatterboxTurboTTS.generate asks for
+    ids = torch.arange(tokens, device=parts.device)
     wav, _ = parts.s3gen.inference(speech_tokens=ids, ref_dict=reference, **steps)
     if parts.watermarker is not None:
-        parts.watermarker.apply_watermark(wav.squeeze(0).cpu().numpy(), sample_rate=model.sr)
+        parts.watermarker.apply_watermark(wav.squeeze(0).cpu().numpy(), sample_rate=parts.model.sr)
+
+
+def _decode(parts: Parts, tokens: int) -> None:
+    t3, voice = parts.t3, parts.voice.t3
+    ids = [t3.hp.start_text_token, *range(1, TEXT_TOKENS + 1), t3.hp.stop_text_token]
+    text = torch.tensor([ids], device=parts.device)
+    if is_llama(t3):
+        with contained(t3.tfmr):
+            t3.inference(t3_cond=voice, text_tokens=text.repeat(2, 1), max_new_tokens=tokens, cfg_weight=0.5)
+    else:
+        t3.inference_turbo(t3_cond=voice, text_tokens=text, max_gen_len=tokens)
