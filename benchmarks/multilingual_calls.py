@@ -23,7 +23,7 @@ def call(model, seed):
     """Milliseconds a token of one generation, and its ids."""
     torch.manual_seed(seed)
     start = time.perf_counter()
-    tokens = model.t3.inference(t3_cond=model.conds.t3, text_tokens=TEXT, max_new_tokens=40)
+    tokens = model.t3.inference(t3_cond=model.conds.t3, text_tokens=TEXT, max_new_tokens=16)
     return (time.perf_counter() - start) * 1000 / tokens.size(1), tokens
 
 

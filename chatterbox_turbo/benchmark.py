@@ -165,7 +165,7 @@ def measure(
     bandwidth: bool = True,
     announce: Callable[[str], None] = lambda step: None,
 ) -> Benchmark:
-    """Upstream, optimized, upstream, optimized, … after a warm-up; the model is left as it was.
+    """Upstream, optimized, optimized, upstream, … after a warm-up; the model is left as it was.
 
     The configuration is applied anew for each optimized run, outside of its time. What a pass builds on first
     use is part of the run, unless ``warmup.level`` asks for it at ``apply``.
@@ -185,14 +185,20 @@ def measure(
             warm_up(model, request)
     pairs, applied = [], []
     for number in range(1, runs + 1):
-        announce(f"upstream, run {number} of {runs}")
-        theirs = run(model, seed, request)
+        theirs = None
+        if number % 2:  # the order changes from pair to pair, so that a machine that drifts favours neither side
+            announce(f"upstream, run {number} of {runs}")
+            theirs = run(model, seed, request)
         announce(f"optimized, run {number} of {runs}")
         start = time.perf_counter()
         with optimized(model, config, passes=passes):
             applied.append(time.perf_counter() - start)
             plan = model.turbo.plan
-            pairs.append((theirs, run(model, seed, request)))
+            ours = run(model, seed, request)
+        if theirs is None:
+            announce(f"upstream, run {number} of {runs}")
+            theirs = run(model, seed, request)
+        pairs.append((theirs, ours))
     comparison = compare_samples(model, pairs[-1][1].sample, pairs[-1][0].sample)
     result = Benchmark(pairs, plan, comparison, applied)
     if bandwidth and parts.t3 is not None:
