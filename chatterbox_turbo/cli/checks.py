@@ -16,7 +16,7 @@ from .machine import cpu_flags, cpu_model, version
 UPSTREAM = "chatterbox-tts"
 KNOWN_UPSTREAM = ("0.1.4", "0.1.5", "0.1.6", "0.1.7")
 REINSTALL = f"pip install '{UPSTREAM}=={KNOWN_UPSTREAM[-1]}'"
-OPTIONAL = {"matplotlib": "the picture of demo"}
+OPTIONAL = {"matplotlib": "the picture of demo", "psutil": "bench and demo"}
 
 
 @dataclass(frozen=True)
