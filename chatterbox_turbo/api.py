@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from .config import OptimizationConfig
 from .config_io import Config, resolve
 from .errors import ForeignPatchError
-from .handle import ATTRIBUTE, Handle, handle_of, install
+from .handle import ATTRIBUTE, Handle, handle_of, install, lock_of
 from .passes import ALL_PASSES, Context, Pass
 from .patching import Journal
 from .plan import Plan, build_plan
@@ -38,17 +37,16 @@ def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -
     """
     resolved = resolve(config)
     parts = identify(model)
-    old = _handle(model)
-    lock = old.lock if old else threading.RLock()
-    with lock:
+    with lock_of(model):
+        old = _handle(model)
         plan = _plan(parts, resolved, old, passes)
         if old:
             old.journal.undo()
         try:
-            install(Context(identify(model), resolved), plan, lock)
+            install(Context(identify(model), resolved), plan)
         except BaseException:
             if old:
-                install(Context(identify(model), old.config), old.plan, lock)
+                install(Context(identify(model), old.config), old.plan)
             raise
     return model
 
@@ -59,9 +57,11 @@ def revert(model: Model) -> Model:
     Raises:
         ForeignPatchError: somebody patched on top; nothing has been undone.
     """
-    handle = _handle(model)
-    if handle:
-        with handle.lock:
+    if not hasattr(model, ATTRIBUTE):
+        return model
+    with lock_of(model):
+        handle = _handle(model)
+        if handle:
             handle.journal.undo()
     return model
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from .config import OptimizationConfig
+from .errors import ForeignPatchError
 from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
 from .plan import Plan, carry_out
@@ -28,7 +29,7 @@ class Handle:
     """
 
     def __init__(self, context: Context, plan: Plan, lock: threading.RLock, recorder: Recorder, before: dict):
-        self._model = weakref.ref(context.parts.model)  # the model owns its handle, not the other way round
+        self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
         self._recorder = recorder
         self._before = before
@@ -64,6 +65,10 @@ class Handle:
             "Revert it first, and apply to the copy."
         )
 
+    def belongs_to(self, model: Any) -> bool:
+        """Whether this is the handle of that very object."""
+        return self._model() is model
+
     def _parts(self) -> Parts:
         model = self._model()
         if model is None:
@@ -72,17 +77,40 @@ class Handle:
 
 
 def handle_of(model: Any) -> Handle | None:
-    """The handle of an optimized model, or ``None``."""
+    """The handle of an optimized model, or ``None``.
+
+    Raises:
+        ForeignPatchError: the model is a shallow copy of an optimized one; its patches work on the original.
+    """
     handle = getattr(model, "__dict__", {}).get(ATTRIBUTE)
-    return handle if isinstance(handle, Handle) else None
+    if not isinstance(handle, Handle):
+        return None
+    if handle.belongs_to(model):
+        return handle
+    raise ForeignPatchError(
+        "This model is a copy of an optimized one.",
+        "Its patches belong to the original, which the copy's `generate` would run on.",
+        "Revert the original before copying it, and apply to each.",
+    )
 
 
-def install(context: Context, plan: Plan, lock: threading.RLock) -> Handle:
+_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def lock_of(model: Any) -> threading.RLock:
+    """The lock of a model, the same one for as long as it lives, whatever is applied and reverted meanwhile."""
+    with _locks_guard:
+        return _locks.setdefault(model, threading.RLock())
+
+
+def install(context: Context, plan: Plan) -> Handle:
     """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing."""
     parts, journal = context.parts, context.journal
-    before = memory(parts)
+    before, lock = memory(parts), lock_of(parts.model)
     try:
         entry = _Entry(lock, context.scopes)
+        journal.record("entry points", entry.retire)
         for name in ENTRY_POINTS:
             if callable(getattr(parts.model, name, None)):
                 journal.wrap(parts.model, name, entry.generate if name == "generate" else entry.guard)
@@ -102,18 +130,27 @@ class _Entry:
     def __init__(self, lock: threading.RLock, scopes: list[Scope]):
         self.lock, self.scopes = lock, scopes
         self.recorder: Recorder | None = None
+        self.retired = False
+
+    def retire(self) -> None:
+        """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
+        self.retired = True
 
     def guard(self, wrapped, instance, args, kwargs):
         with self.lock:
+            if self.retired:
+                return getattr(instance, wrapped.__name__)(*args, **kwargs)
             return wrapped(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
-        with self.lock:
-            if self.recorder is not None:
-                self.recorder.clear()
+        with self.lock, ExitStack() as stack:
+            if self.retired:
+                return getattr(instance, wrapped.__name__)(*args, **kwargs)
             call = Call(args, kwargs)
-            with ExitStack() as stack:
-                for scope in self.scopes:
-                    stack.enter_context(scope(call))
-                call.result = wrapped(*args, **kwargs)
+            if self.recorder is not None:
+                stack.enter_context(self.recorder.recording())
+            for scope in self.scopes:
+                stack.enter_context(scope(call))
+            call.result = wrapped(*args, **kwargs)
+            stack.close()  # a scope may replace the result
             return call.result

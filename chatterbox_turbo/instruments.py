@@ -29,16 +29,22 @@ PHASES = {
 
 @dataclass
 class Recorder:
-    """What the last call did: seconds by phase, and the ids that T3 produced (1, n), int64."""
+    """What the last ``generate`` did: seconds by phase, and the ids that T3 produced (1, n), int64."""
 
     timer: PhaseTimer
     tokens: Tensor | None = None
     missing: list[str] = field(default_factory=list)  # phases whose patch point does not fit
+    active: bool = False
 
-    def clear(self) -> None:
-        """Forget the last call."""
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Forget the last call and record what happens in the body; calls outside of one leave no record."""
         self.timer.clear()
-        self.tokens = None
+        self.tokens, self.active = None, True
+        try:
+            yield
+        finally:
+            self.active = False
 
 
 def install_recorder(parts: Parts, journal: Journal) -> Recorder:
@@ -61,9 +67,11 @@ def install_recorder(parts: Parts, journal: Journal) -> Recorder:
 
 def _timed(recorder: Recorder, phase: str):
     def around(wrapped, instance, args, kwargs):
+        if not recorder.active:
+            return wrapped(*args, **kwargs)
         with recorder.timer.phase(phase):
             result = wrapped(*args, **kwargs)
-        if phase == "t3":
+        if phase == "t3" and torch.is_tensor(result):
             recorder.tokens = torch.atleast_2d(result).detach()
         return result
 
@@ -72,6 +80,8 @@ def _timed(recorder: Recorder, phase: str):
 
 def _timed_watermark(recorder: Recorder):
     def around(apply, signal, sample_rate, options):
+        if not recorder.active:
+            return apply(signal, sample_rate=sample_rate, **options)
         with recorder.timer.phase("watermark"):
             return apply(signal, sample_rate=sample_rate, **options)
 
@@ -83,7 +93,9 @@ def recording(parts: Parts) -> Iterator[Recorder]:
     """Record the calls made inside, of a model with or without optimizations."""
     journal = _OnTop()
     try:
-        yield install_recorder(parts, journal)
+        recorder = install_recorder(parts, journal)
+        with recorder.recording():
+            yield recorder
     finally:
         journal.undo()
 

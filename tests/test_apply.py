@@ -12,7 +12,7 @@ from cases import FAMILIES, difference, snapshot, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.errors import UnsupportedModelError
+from chatterbox_turbo.errors import ForeignPatchError, UnsupportedModelError
 from chatterbox_turbo.patching import Journal
 
 QUIET = {"decoding": {"progress": "off"}}
@@ -192,6 +192,15 @@ def test_an_optimized_model_refuses_to_be_copied(english):
     turbo.apply(english)
     with pytest.raises(TypeError, match="Revert it first"):
         copy.deepcopy(english.turbo)
+
+
+def test_a_shallow_copy_of_an_optimized_model_is_refused(english):
+    turbo.apply(english, QUIET)
+    twin = copy.copy(english)
+    for verb in (turbo.apply, turbo.revert, turbo.inspect):
+        with pytest.raises(ForeignPatchError, match="copy of an optimized one"):
+            verb(twin)
+    assert english.turbo.plan.running
 
 
 def test_report_names_every_pass_and_its_reason(english):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -121,3 +122,38 @@ def test_applying_waits_for_a_running_call(english):
     thread.join()
     assert sorted(order) == ["applied", "generated"]
     assert english.turbo.plan.step("decoding").status == "off"
+
+
+def test_a_call_that_waited_while_the_model_was_reverted_runs_as_the_model_is_then(english):
+    turbo.apply(english, {"decoding": {"max_new_tokens": 4, "progress": "off"}})
+    entered, result = threading.Event(), []
+
+    def generate():
+        entered.set()
+        result.append(english.generate(TEXTS[0]))
+
+    with english.turbo.lock:
+        thread = threading.Thread(target=generate)
+        thread.start()
+        entered.wait(timeout=10)
+        time.sleep(0.2)  # until it waits for the lock
+        turbo.revert(english)
+    thread.join()
+    assert result[0].shape[-1] / english.sr > 0.5, "the limit of the reverted configuration was still in force"
+
+
+def test_first_applies_of_two_threads_leave_one_layer(english):
+    before, start = set(vars(english)), threading.Barrier(2)
+
+    def apply():
+        start.wait(timeout=10)
+        turbo.apply(english, QUIET)
+
+    threads = [threading.Thread(target=apply) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert english.turbo.plan.running == ["decoding", "watermark"]
+    turbo.revert(english)
+    assert set(vars(english)) == before

@@ -41,8 +41,12 @@ class WatermarkPass(Pass):
             nonlocal marked
             marked = 0
             yield
-            missing = marked == 0 or (detect and not detected(perth, call.result, model.sr))
-            if missing and torch.is_tensor(call.result):
+            if not torch.is_tensor(call.result):  # a fork's generate
+                if marked == 0:
+                    kind = type(call.result).__name__
+                    warnings.warn(f"No watermark was applied to this {kind}.", WatermarkWarning, stacklevel=2)
+                return
+            if marked == 0 or (detect and not detected(perth, call.result, model.sr)):
                 warnings.warn("An output had no watermark and was marked now.", WatermarkWarning, stacklevel=2)
                 signal = mark(perth.apply_watermark, call.result.squeeze(0).cpu().numpy(), model.sr, {})
                 call.result = torch.from_numpy(signal).unsqueeze(0)

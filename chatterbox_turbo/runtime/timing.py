@@ -13,6 +13,7 @@ class PhaseTimer:
     """Seconds by phase. On CUDA a phase is bracketed by events, which are read only when asked for."""
 
     def __init__(self, device: torch.device):
+        self._device = device
         self._cuda = device.type == "cuda"
         self._spans: list[tuple[str, object, object]] = []
 
@@ -29,10 +30,11 @@ class PhaseTimer:
 
     def seconds(self) -> dict[str, float]:
         """Total seconds by phase, in the order in which the phases first ended."""
-        if self._cuda and self._spans:
-            torch.cuda.synchronize()
+        spans = list(self._spans)  # another thread may be adding to them
+        if self._cuda and spans:
+            torch.cuda.synchronize(self._device)
         totals: dict[str, float] = {}
-        for name, start, end in self._spans:
+        for name, start, end in spans:
             span = start.elapsed_time(end) / 1000 if self._cuda else end - start  # type: ignore[attr-defined, operator]
             totals[name] = totals.get(name, 0.0) + span
         return totals
@@ -41,5 +43,5 @@ class PhaseTimer:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event

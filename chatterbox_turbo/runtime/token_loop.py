@@ -80,6 +80,8 @@ class _Running:
         index = self.count
         try:
             token = self.request.choose(self.logits, self.history())
+        except torch.OutOfMemoryError:
+            raise  # a RuntimeError too, and not about logits
         except RuntimeError as error:
             raise DecodingError(
                 f"No token can be drawn at step {index}: {error}.",

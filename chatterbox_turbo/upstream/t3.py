@@ -46,12 +46,14 @@ def token_capacity(t3: nn.Module) -> int:
 def needs_attention_maps(t3: nn.Module) -> bool:
     """Whether this Transformers release changes its attention kernel when maps are asked for.
 
-    Up to 4.47 an attention layer takes ``output_attentions`` and leaves SDPA for the explicit softmax when it
-    is set, as upstream always sets it; from 4.48 on the kernel depends on the configuration alone.
+    Older releases leave SDPA for the explicit softmax when ``output_attentions`` is set, as upstream always sets
+    it: up to 4.47 the attention layer takes it as a parameter, after that some read it from their options. In
+    newer ones the kernel depends on the configuration alone.
     """
     if not is_llama(t3):
         return False
-    return "output_attentions" in inspect.signature(type(t3.tfmr.layers[0].self_attn).forward).parameters
+    code = inspect.unwrap(type(t3.tfmr.layers[0].self_attn).forward).__code__
+    return "output_attentions" in (*code.co_varnames, *code.co_consts)
 
 
 def prefix(
