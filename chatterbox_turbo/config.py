@@ -60,6 +60,19 @@ class DecodingSection(Section):
     progress: Literal["bar", "off"] | SkipJsonSchema[Progress] = Field(
         "bar", description="'bar', 'off', or (in Python) a function of (tokens so far, tokens at most)."
     )
+    backbone: Literal["auto", "upstream", "static"] = Field(
+        "auto",
+        description="What computes a step. upstream: the Transformers model, to the bit. static: this package's own "
+        "step over fused weights and a static cache, within fp32 rounding. auto: static where the ceiling allows it.",
+    )
+    kernel: Literal["auto", "torch", "numba", "compile"] = Field(
+        "auto", description="How the static backbone computes it. auto: whatever a short measurement finds fastest."
+    )
+    graphs: bool = Field(True, description="CUDA graphs around the static backbone's step, on CUDA.")
+
+    @property
+    def promise(self) -> Fidelity:
+        return "numerical" if self.backbone == "static" else "exact"
 
 
 class PrecisionSection(Section):

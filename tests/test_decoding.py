@@ -11,11 +11,16 @@ from cases import TEXT, speak
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnavailablePassError
 from chatterbox_turbo.fidelity import compare, sample
-from chatterbox_turbo.runtime.backbone import TransformersBackbone
-from chatterbox_turbo.runtime.token_loop import Request, generate_tokens
+from chatterbox_turbo.patching import Journal
+from chatterbox_turbo.runtime.backbone import StaticBackbone, TransformersBackbone
+from chatterbox_turbo.runtime.sampling import SamplingParameters
+from chatterbox_turbo.runtime.step_choice import choose_step
+from chatterbox_turbo.runtime.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
 from chatterbox_turbo.upstream import t3 as upstream_t3
+from chatterbox_turbo.upstream import t3_weights
 
 QUIET = {"decoding": {"progress": "off"}}
+EXACT = {"decoding": {"progress": "off", "backbone": "upstream"}}
 SPEAKING = ("english", "multilingual", "turbo")
 KNOBS = {
     "english": [
@@ -35,8 +40,12 @@ KNOBS = {
 @pytest.mark.parametrize("family, knobs", [(f, k) for f, options in KNOBS.items() for k in options])
 def test_every_knob_means_what_it_means_upstream(models, family, knobs):
     request = {"text": TEXT, **({"language_id": "en"} if family == "multilingual" else {}), **knobs}
-    for comparison in compare(models(family), QUIET, [request], seeds=(0, 1)):
+    for comparison in compare(models(family), EXACT, [request], seeds=(0, 1)):
         assert comparison.broken("exact") == ""
+    if family == "turbo" and knobs["temperature"] == 0.0:
+        return  # greedy on the static backbone; upstream draws as at 1.0
+    for comparison in compare(models(family), QUIET, [request], seeds=(0, 1)):
+        assert comparison.broken("numerical") == ""
 
 
 def test_english_without_guidance_works_and_uses_one_row(english):
@@ -45,17 +54,20 @@ def test_english_without_guidance_works_and_uses_one_row(english):
     rows = []
     hook = english.t3.speech_head.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape))
     try:
-        turbo.apply(english, QUIET)
+        turbo.apply(english, EXACT)
         wav = speak(english, cfg_weight=0.0)
     finally:
         hook.remove()
     assert torch.isfinite(wav).all() and wav.abs().max() > 0
     assert {shape[:2] for shape in rows} == {(1, 1)}
+    expected = sample(english, 0, {"text": TEXT, "cfg_weight": 0.0})
+    turbo.apply(english, QUIET)
+    assert torch.equal(sample(english, 0, {"text": TEXT, "cfg_weight": 0.0}).tokens, expected.tokens)
 
 
 def test_the_head_sees_the_last_position_only(english):
     shapes = {"upstream": [], "ours": []}
-    for name, config in (("upstream", {"decoding": {"enabled": False}}), ("ours", QUIET)):
+    for name, config in (("upstream", {"decoding": {"enabled": False}}), ("ours", EXACT)):
         hook = english.t3.speech_head.register_forward_pre_hook(lambda m, x, s=shapes[name]: s.append(x[0].size(1)))
         with turbo.optimized(english, config):
             speak(english)
@@ -165,59 +177,176 @@ def test_weights_that_are_not_numbers_are_told_with_the_step(english):
 # -- the loop itself, with several requests ------------------------------------------------------------------
 
 
-def greedy(logits, history):
-    return (logits[0:1] - 1e9 * (torch.arange(logits.size(1)) >= 6561)).argmax(-1, keepdim=True)
-
-
-def requests(model, lengths, choose=greedy):
-    t3, made = model.t3, []
-    for length, limit in lengths:
+def requests(model, lengths, **knobs):
+    """Requests of (text length, tokens at most) with a generator each, over the voice that the model has."""
+    made = []
+    for number, (length, limit) in enumerate(lengths):
         text = torch.tensor([[255, *range(5, 5 + length), 0]])
         with torch.inference_mode():
-            embeds, _ = upstream_t3.prefix(t3, model.conds.t3, text, cfg_weight=0.0)
-        embed = lambda token, position: upstream_t3.embed_token(t3, token, position, 1)  # noqa: E731
-        made.append(Request(embeds, choose, embed, 6561, 6562, limit))
+            embeds, start = upstream_t3.prefix(model.t3, model.conds.t3, text, cfg_weight=0.0)
+        parameters = SamplingParameters(**{"temperature": 0.8 + 0.1 * number, **knobs})
+        generator = torch.Generator().manual_seed(length)
+        made.append(Request(embeds, parameters, limit, (start, length + 2), generator))
     return made
 
 
-def decode(model, made):
-    backbone = TransformersBackbone(upstream_t3.backbone(model.t3), upstream_t3.head(model.t3))
+def static_backbone(t3, kernel="torch"):
+    return StaticBackbone(*step_for(t3_weights.read(t3), kernel))
+
+
+def step_for(weights, kernel):
+    return weights, choose_step(weights, (), kernel, graphs=False)[0]
+
+
+def transformers_backbone(t3):
+    return TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3))
+
+
+BACKBONES = {
+    "transformers": transformers_backbone,
+    "torch": static_backbone,
+    "numba": lambda t3: static_backbone(t3, "numba"),
+}
+
+
+@pytest.fixture
+def fused(english):
+    """A model whose weights the static backbone can read, put back afterwards."""
+    journal = Journal()
+    t3_weights.fuse(english.t3, journal)
+    yield english
+    journal.undo()
+
+
+def loop(model, name, stop=10**6, **options):
+    vocabulary = Vocabulary(6561, stop, lambda ids, at: upstream_t3.embed_tokens(model.t3, ids, at))
+    return Loop(BACKBONES[name](model.t3), GUIDED, vocabulary, **options)
+
+
+def decode(made, running, slots=None):
     ids = {number: [] for number in range(len(made))}
     ends = {}
-    for token in generate_tokens(made, backbone):
-        ids[token.request].append(int(token.id))
-        ends[token.request] = token.end
+    for token in running.generate(made, slots):
+        assert token.index == len(ids[token.request]) and token.request not in ends
+        if token.id is not None:
+            ids[token.request].append(token.id)
+        if token.end is not None:
+            ends[token.request] = token.end
     return ids, ends
 
 
-def test_each_of_several_requests_gets_the_tokens_that_it_gets_alone(english):
-    lengths = [(4, 5), (9, 12), (2, 8)]
-    together, ends = decode(english, requests(english, lengths))
-    assert [len(together[n]) for n in range(3)] == [5, 12, 8]
+LENGTHS = [(4, 5), (9, 12), (2, 8), (6, 3), (7, 9)]
+
+
+@pytest.mark.parametrize("slots", [None, 1, 2, 3])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_each_of_several_requests_gets_the_tokens_that_it_gets_alone(fused, name, slots):
+    """Whatever else runs, waits, ends and takes its place."""
+    running = loop(fused, name)
+    together, ends = decode(requests(fused, LENGTHS), running, slots)
+    assert [len(together[n]) for n in range(5)] == [limit for _, limit in LENGTHS]
     assert set(ends.values()) == {"limit"}
-    for number, length in enumerate(lengths):
-        alone, _ = decode(english, requests(english, [length]))
+    for number in range(5):
+        alone, _ = decode(requests(fused, LENGTHS)[number : number + 1], running)
         assert alone[0] == together[number]
 
 
-def test_no_requests_give_no_tokens(english):
-    assert decode(english, []) == ({}, {})
+@pytest.mark.parametrize("name", BACKBONES)
+def test_tokens_of_a_stop_end_one_request_and_no_other(fused, name):
+    expected, _ = decode(requests(fused, LENGTHS), loop(fused, name))
+    stop = expected[1][6]
+    ids, ends = decode(requests(fused, LENGTHS), loop(fused, name, stop))
+    for number, row in expected.items():
+        cut = row[: row.index(stop) + 1] if stop in row else row
+        assert ids[number] == cut and ends[number] == ("stop" if stop in row else "limit")
 
 
-def test_an_abandoned_loop_stops_and_leaves_inference_mode(english):
-    backbone = TransformersBackbone(upstream_t3.backbone(english.t3), upstream_t3.head(english.t3))
-    tokens = generate_tokens(requests(english, [(4, 50)]), backbone)
+@pytest.mark.parametrize("lag", [1, 3, 20])
+def test_a_device_that_runs_ahead_gives_the_same_tokens_and_leaves_the_same_random_numbers(fused, lag):
+    at_once, ends = decode(requests(fused, LENGTHS), loop(fused, "torch"))
+    stop = at_once[1][4]
+    for options in ({}, {"slots": 2}):
+        generators, results = [], []
+        for steps in (0, lag):
+            made = requests(fused, LENGTHS)
+            results.append(decode(made, loop(fused, "torch", stop, lag=steps), **options))
+            generators.append([request.generator.get_state() for request in made])
+        assert results[0] == results[1]
+        assert all(torch.equal(a, b) for a, b in zip(*generators, strict=True))
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_the_global_generator_is_left_as_after_the_last_token(fused, lag):
+    def draw(steps, stop):
+        (request,) = requests(fused, [(9, 12)])
+        request.generator = None
+        torch.manual_seed(5)
+        ids, _ = decode([request], loop(fused, "torch", stop, lag=steps))
+        return ids[0], torch.rand(1)
+
+    expected, _ = draw(0, 10**6)
+    stop = expected[5]
+    assert draw(lag, stop)[1] == draw(0, stop)[1] and draw(0, stop)[1] != draw(0, 10**6)[1]
+
+
+def test_no_requests_give_no_tokens(fused):
+    assert decode([], loop(fused, "torch")) == ({}, {})
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_abandoned_loop_stops_and_the_next_one_is_right(fused, name):
+    running = loop(fused, name)
+    expected, _ = decode(requests(fused, LENGTHS), running)
+    tokens = running.generate(requests(fused, [(4, 50)]))
     next(tokens)
     assert not torch.is_inference_mode_enabled()
     tokens.close()
     with pytest.raises(StopIteration):
         next(tokens)
+    assert decode(requests(fused, LENGTHS), running)[0] == expected
 
 
-def test_an_exhausted_request_ends_without_a_token(english):
-    def nothing(logits, history):
-        return None if history.size(1) > 3 else greedy(logits, history)
+def test_logits_that_are_not_numbers_name_step_and_request(fused):
+    class Broken:
+        """The torch step, until one row of one step is not a number."""
 
-    backbone = TransformersBackbone(upstream_t3.backbone(english.t3), upstream_t3.head(english.t3))
-    tokens = list(generate_tokens(requests(english, [(4, 50)], nothing), backbone))
+        def __init__(self, step):
+            self.step, self.calls = step, 0
+
+        def __call__(self, cache, embeds):
+            logits, attention = self.step(cache, embeds)
+            self.calls += 1
+            if self.calls == 3:
+                logits = logits.clone()
+                logits[1, 7] = float("nan")
+            return logits, attention
+
+    running = loop(fused, "torch")
+    running.backbone._step = Broken(running.backbone._step)
+    with pytest.raises(DecodingError, match="step 3 of request 1"):
+        decode(requests(fused, LENGTHS[:2]), running)
+
+
+def test_an_exhausted_request_ends_without_a_token_where_the_family_says_so(fused):
+    class Constraint:
+        """Excludes every id after three tokens."""
+
+        def __init__(self):
+            self.steps = 0
+
+        def admit(self, start, length): ...
+        def observe(self, attention): ...
+        def leave(self, number): ...
+        def reasons(self):
+            return torch.zeros(1, dtype=torch.long)
+
+        def constrain(self, logits, previous):
+            self.steps += 1
+            return logits if self.steps < 4 else torch.full_like(logits, -float("inf"))
+
+    running = loop(fused, "torch", constraint=Constraint())
+    running.procedure = UNGUIDED
+    tokens = list(running.generate(requests(fused, [(4, 50)])))
     assert [t.end for t in tokens] == [None, None, None, "exhausted"] and tokens[-1].id is None
+    with pytest.raises(DecodingError, match="Every id is excluded"):
+        list(loop(fused, "torch", constraint=Constraint()).generate(requests(fused, [(4, 50)])))

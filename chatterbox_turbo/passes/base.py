@@ -30,6 +30,7 @@ class Context:
 
     ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
     scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
+    ``token_model``: T3 as a function from requests to tokens, once a pass has put one in place.
     """
 
     parts: Parts
@@ -37,6 +38,7 @@ class Context:
     journal: Journal = field(default_factory=Journal)
     scopes: list[Scope] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
+    token_model: Any = None
 
 
 class Pass:

@@ -1,156 +1,227 @@
-"""The token loop of T3: no backend rebuilt for every call, the head where it is needed, a limit that speaks up.
+"""The token loop of T3 in place of upstream's, over upstream's backbone or over this package's own.
 
 Replaces ``T3.inference`` (Llama) and ``T3.inference_turbo`` (GPT-2) of upstream's ``t3.py`` by
-``runtime.token_loop`` over upstream's own backbone, embeddings and alignment analyzer.
+``runtime.token_loop``. What the caller passes, and what it gets back, stays upstream's.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from ..config import DecodingSection
-from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
-from ..runtime.backbone import TransformersBackbone
-from ..runtime.sampling import SamplingParameters, guide, sample_guided, sample_unguided
-from ..runtime.token_loop import Request, generate_tokens
+from ..config import DecodingSection, Fidelity, OptimizationConfig
+from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnsupportedModelError
+from ..runtime.alignment import AlignmentAnalysis, describe
+from ..runtime.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.sampling import SamplingParameters
+from ..runtime.step_choice import choose_step
+from ..runtime.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
 from ..upstream import t3 as upstream_t3
-from ..upstream.alignment import build_analyzer
+from ..upstream import t3_weights
+from ..upstream.alignment import UpstreamAnalysis, build_analyzer
 from ..upstream.patch_points import GPT2, LLAMA
 from .base import Context, Pass
 
+logger = logging.getLogger(__name__)
 TOKENS_PER_SECOND = 25
+LAG = 4  # steps that a GPU runs ahead of the host: more than a copy of a few bytes takes
 
 
 class DecodingPass(Pass):
     """One loop for all families; random numbers are drawn as upstream draws them."""
 
     name = "decoding"
-    summary = "one token loop: nothing rebuilt for a call, one row without guidance, limit and progress settable"
+    summary = "one token loop; fused weights, a static cache and the fastest step for this machine"
     families = (*LLAMA, *GPT2)
     patch_points = ("t3.inference", "t3.inference_turbo", "t3.prepare_input_embeds", "t3.tfmr.forward")
     replaces = ("t3.inference", "t3.inference_turbo")
 
+    def fidelity(self, config: OptimizationConfig) -> Fidelity:
+        return "numerical" if _static(config) else "exact"
+
     def check(self, context: Context) -> str:
-        limit = context.config.decoding.max_new_tokens
-        capacity = upstream_t3.token_capacity(context.parts.t3)
-        if limit is not None and limit > capacity:
-            return f"decoding.max_new_tokens is {limit}, but the model has positions for {capacity}"
+        section, t3 = context.config.decoding, context.parts.t3
+        capacity = upstream_t3.token_capacity(t3)
+        if section.max_new_tokens is not None and section.max_new_tokens > capacity:
+            return f"decoding.max_new_tokens is {section.max_new_tokens}, but the model has positions for {capacity}"
+        if _static(context.config):
+            try:
+                t3_weights.check(t3)
+            except UnsupportedModelError as error:
+                return str(error)
         return ""
 
     def apply(self, context: Context) -> str:
-        t3 = context.parts.t3
-        name, loop = ("inference", _inference) if upstream_t3.is_llama(t3) else ("inference_turbo", _inference_turbo)
-        replacement = torch.inference_mode()(partial(loop, t3, context.config.decoding))
-        context.journal.wrap(t3, name, lambda wrapped, instance, args, kwargs: replacement(*args, **kwargs))
-        return ""
+        t3, remark = context.parts.t3, "upstream's backbone"
+        model = TokenModel(t3, context.config.decoding)
+        if _static(context.config):
+            t3_weights.fuse(t3, context.journal)
+            context.journal.record("cache of keys and values", model.release)
+            remark = model.prepare()
+        name = "inference" if upstream_t3.is_llama(t3) else "inference_turbo"
+        context.journal.wrap(t3, name, lambda wrapped, instance, args, kwargs: model.speak(*args, **kwargs))
+        context.token_model = model
+        return remark
 
 
-def _inference(
-    t3: nn.Module,
-    section: DecodingSection,
-    *,
-    t3_cond: Any,
-    text_tokens: Tensor,
-    initial_speech_tokens: Tensor | None = None,
-    prepend_prompt_speech_tokens: Tensor | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    min_p: float = 0.05,
-    repetition_penalty: float = 1.2,
-    cfg_weight: float = 0.5,
-    **unused: Any,  # num_return_sequences, stop_on_eos, do_sample, length_penalty: upstream reads none of them
-) -> Tensor:
-    """Speech tokens (1, n) int64, the stop token included, like upstream's ``T3.inference``.
+def _static(config: OptimizationConfig) -> bool:
+    backbone = config.decoding.backbone
+    return backbone == "static" or (backbone == "auto" and config.fidelity != "exact")
 
-    Without guidance (``cfg_weight`` 0, where upstream's English model fails) one row is decoded, not two.
+
+class TokenModel:
+    """T3 as a function from requests to speech tokens, in upstream's terms.
+
+    ``request``: upstream's arguments to a request; ``run``: requests to tokens; ``speak``: both, for one.
     """
-    if prepend_prompt_speech_tokens is not None:
-        raise InvalidRequestError("prepend_prompt_speech_tokens is not supported.", "Upstream has no such code either.")
-    knobs = SamplingParameters(temperature, repetition_penalty, min_p, top_p)
-    rows = 2 if cfg_weight > 0.0 else 1
-    text_tokens = upstream_t3.check_text(t3, text_tokens)
-    if text_tokens.size(0) < rows:
-        raise InvalidRequestError(
-            f"cfg_weight is {cfg_weight}, but the text has one row.", "Guidance needs the text twice.", "Repeat it."
+
+    def __init__(self, t3: nn.Module, section: DecodingSection):
+        self._t3, self._section = t3, section
+        self._llama = upstream_t3.is_llama(t3)
+        self._backbone: StaticBackbone | None = None
+        self._addresses: Any = None
+        self._watch = t3_weights.watched_heads(t3)
+        self.request = self._guided_request if self._llama else self._unguided_request
+
+    def prepare(self) -> str:
+        """Read the weights as they are now and choose a step for them; the remark for the report."""
+        with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
+            weights = t3_weights.read(self._t3)
+            step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
+        self._backbone, self._addresses = StaticBackbone(weights, step), t3_weights.addresses(self._t3)
+        return remark
+
+    def release(self) -> None:
+        """Give the memory of the static backbone back."""
+        if self._backbone is not None:
+            self._backbone.release()
+        self._backbone = None
+
+    def speak(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
+        with torch.inference_mode():
+            (tokens,) = self.run([self.request(*args, **kwargs)])
+        return tokens
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request], slots: int | None = None) -> list[Tensor]:
+        """Speech tokens (1, n) int64 of each request; ``slots``: how many run at once."""
+        if self._backbone is None and len(requests) > 1:  # upstream's analyzer knows one text at a time
+            return [tokens for request in requests for tokens in self.run([request])]
+        device, total = self._t3.device, sum(request.limit for request in requests)
+        advance, finish = _progress(self._section, total)
+        ids: list[list[int]] = [[] for _ in requests]
+        ends: dict[int, tuple[str, int]] = {}
+        try:
+            for token in self._loop(requests).generate(requests, slots):
+                if token.id is not None:
+                    ids[token.request].append(token.id)
+                    advance(sum(map(len, ids)))
+                if token.end is not None:
+                    ends[token.request] = (token.end, token.reasons)
+        finally:
+            finish()
+        for number, request in enumerate(requests):
+            _tell(request, len(ids[number]), *ends[number])
+            if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
+                ids[number].pop()  # inference_turbo returns speech without it
+        return [torch.tensor([row], dtype=torch.long, device=device) for row in ids]
+
+    def _loop(self, requests: Sequence[Request]) -> Loop:
+        t3 = self._t3
+        vocabulary = Vocabulary(
+            upstream_t3.start_token(t3), upstream_t3.stop_token(t3), lambda ids, at: upstream_t3.embed_tokens(t3, ids, at)
         )
-    text_tokens = text_tokens[:rows]
-    embeds, conditioning = upstream_t3.prefix(t3, t3_cond, text_tokens, cfg_weight, initial_speech_tokens)
-    analyzer = build_analyzer(t3, conditioning, text_tokens.size(1))
+        procedure = GUIDED if self._llama else UNGUIDED
+        if self._backbone is None:
+            maps = upstream_t3.needs_attention_maps(t3)
+            backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
+            # its hooks see the prefill, so it is built before; and one analyzer knows one text
+            analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
+            return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer))
+        if t3_weights.addresses(t3) != self._addresses:  # somebody moved or cast the weights after apply
+            self.prepare()
+        analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
+        return Loop(self._backbone, procedure, vocabulary, analysis, LAG if t3.device.type == "cuda" else 0)
 
-    def choose(logits: Tensor, history: Tensor) -> Tensor:
-        logits = guide(logits, cfg_weight)
-        if analyzer is not None:
-            logits = analyzer.step(logits, next_token=int(history[0, -1]))
-        return sample_guided(logits, history, knobs)
+    def _guided_request(
+        self,
+        *,
+        t3_cond: Any,
+        text_tokens: Tensor,
+        initial_speech_tokens: Tensor | None = None,
+        prepend_prompt_speech_tokens: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repetition_penalty: float = 1.2,
+        cfg_weight: float = 0.5,
+        generator: Generator | None = None,
+        **unused: Any,  # num_return_sequences, stop_on_eos, do_sample, length_penalty: upstream reads none of them
+    ) -> Request:
+        """The arguments of ``T3.inference``. Without guidance (``cfg_weight`` 0) one row is decoded, not two."""
+        if prepend_prompt_speech_tokens is not None:
+            what = "prepend_prompt_speech_tokens is not supported."
+            raise InvalidRequestError(what, "Upstream has no such code either.")
+        rows = 2 if cfg_weight > 0.0 else 1
+        text_tokens = upstream_t3.check_text(self._t3, text_tokens)
+        if text_tokens.size(0) < rows:
+            raise InvalidRequestError(
+                f"cfg_weight is {cfg_weight}, but the text has one row.", "Guidance needs the text twice.", "Repeat it."
+            )
+        text_tokens = text_tokens[:rows]
+        embeds, start = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight, initial_speech_tokens)
+        return Request(
+            embeds=embeds,
+            knobs=SamplingParameters(temperature, repetition_penalty, min_p, top_p, guidance=cfg_weight),
+            limit=self._limit(max_new_tokens, embeds.size(1)),
+            text=(start, text_tokens.size(1)),
+            generator=generator,
+        )
 
-    request = Request(
-        embeds=embeds,
-        choose=choose,
-        embed=lambda token, position: upstream_t3.embed_token(t3, token, position, rows),
-        start_token=upstream_t3.start_token(t3),
-        stop_token=upstream_t3.stop_token(t3),
-        limit=_limit(t3, section, max_new_tokens),
-    )
-    return _collect(t3, section, request, upstream_t3.needs_attention_maps(t3))
+    def _unguided_request(
+        self,
+        t3_cond: Any,
+        text_tokens: Tensor,
+        temperature: float = 0.8,
+        top_k: int = 1000,
+        top_p: float = 0.95,
+        repetition_penalty: float = 1.2,
+        max_gen_len: int = 1000,
+        generator: Generator | None = None,
+    ) -> Request:
+        """The arguments of ``T3.inference_turbo``."""
+        if temperature == 0.0 and self._backbone is None:
+            temperature = 1.0  # upstream leaves the logits alone at 0, and its tokens are promised
+        embeds, _ = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
+        return Request(
+            embeds=embeds,
+            knobs=SamplingParameters(temperature, repetition_penalty, top_p=top_p, top_k=top_k),
+            limit=self._limit(max_gen_len + 1, embeds.size(1)),  # upstream counts from the second token
+            generator=generator,
+        )
+
+    def _limit(self, asked: int | None, prefix: int) -> int:
+        capacity = upstream_t3.token_capacity(self._t3) - (0 if self._llama else prefix)
+        limit = self._section.max_new_tokens or (capacity if asked is None else asked)
+        if limit < 1:
+            raise InvalidRequestError(f"max_new_tokens is {limit}, but must be at least 1.")
+        if capacity < 1:
+            raise InvalidRequestError(
+                f"The voice and text take {prefix} positions, and the model has no more.", "", "Shorten the text."
+            )
+        return min(limit, capacity)
 
 
-def _inference_turbo(
-    t3: nn.Module,
-    section: DecodingSection,
-    t3_cond: Any,
-    text_tokens: Tensor,
-    temperature: float = 0.8,
-    top_k: int = 1000,
-    top_p: float = 0.95,
-    repetition_penalty: float = 1.2,
-    max_gen_len: int = 1000,
-) -> Tensor:
-    """Speech tokens (1, n) int64 without the stop token, like upstream's ``T3.inference_turbo``."""
-    knobs = SamplingParameters(temperature, repetition_penalty, top_p=top_p, top_k=top_k)
-    embeds, _ = upstream_t3.prefix(t3, t3_cond, text_tokens, cfg_weight=0.0)
-    request = Request(
-        embeds=embeds,
-        choose=lambda logits, history: sample_unguided(logits, history, knobs),
-        embed=lambda token, position: upstream_t3.embed_token(t3, token, position, 1),
-        start_token=upstream_t3.start_token(t3),
-        stop_token=upstream_t3.stop_token(t3),
-        limit=_limit(t3, section, max_gen_len + 1),  # upstream counts from the second token
-        history_keeps_start=False,
-        stops_at_first=False,
-    )
-    tokens = _collect(t3, section, request, attention_maps=False)
-    return tokens[:, :-1] if int(tokens[0, -1]) == request.stop_token else tokens
-
-
-def _limit(t3: nn.Module, section: DecodingSection, asked: int | None) -> int:
-    capacity = upstream_t3.token_capacity(t3)
-    limit = section.max_new_tokens or (capacity if asked is None else asked)
-    if limit < 1:
-        raise InvalidRequestError(f"max_new_tokens is {limit}, but must be at least 1.")
-    return min(limit, capacity)
-
-
-def _collect(t3: nn.Module, section: DecodingSection, request: Request, attention_maps: bool) -> Tensor:
-    """Run one request to its end: tokens (1, n)."""
-    backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), attention_maps)
-    advance, finish = _progress(section, request.limit)
-    ids, end = [], None
-    try:
-        for token in generate_tokens([request], backbone):
-            end = token.end
-            if token.id is not None:
-                ids.append(token.id)
-                advance(len(ids))
-    finally:
-        finish()
-    if not ids:
+def _tell(request: Request, count: int, end: str, reasons: int) -> None:
+    """Warn of speech that ended otherwise than by the model's own will."""
+    if not count:
         raise DecodingError("No token can be drawn at step 0.", "Every id is excluded.", "Loosen top_k and top_p.")
     if end == "limit":
         _warn(
@@ -158,8 +229,9 @@ def _collect(t3: nn.Module, section: DecodingSection, request: Request, attentio
             "ended it. Shorten the text, or raise decoding.max_new_tokens."
         )
     elif end == "exhausted":
-        _warn(f"Speech was cut at {len(ids)} tokens: every id was excluded. Loosen top_k and top_p.")
-    return torch.cat(ids, dim=1)
+        _warn(f"Speech was cut at {count} tokens: every id was excluded. Loosen top_k and top_p.")
+    elif reasons:
+        logger.warning("Speech was ended after %d tokens: %s.", count, ", ".join(describe(reasons)))
 
 
 def _warn(message: str) -> None:

@@ -1,14 +1,21 @@
-"""Upstream's Transformers backbone as the token loop's ``Backbone``."""
+"""Backbones for the token loop: upstream's Transformers model, and a static one of this package's own."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from .graphs import GraphRunner
+from .kv_cache import BUCKET, KVCache
+from .transformer import Watch, decode_step, prefill
+from .weights import Weights
 
 
 class TransformersBackbone:
-    """Runs a Llama or GPT-2 of Transformers with its own growing cache.
+    """Runs a Llama or GPT-2 of Transformers with its own growing caches, one request after the other.
 
     Against upstream's backend: not rebuilt for every call (and so not registered as a submodule of T3), no
     hidden states of every layer, and the head on the last position of the prefill only.
@@ -22,14 +29,110 @@ class TransformersBackbone:
     def __init__(self, model: nn.Module, head: nn.Module, attention_maps: bool = False):
         self.model, self.head = model, head
         self._options = {"output_attentions": True} if attention_maps else {}
+        self._caches: list[Any] = []
 
-    def prefill(self, embeds: Tensor) -> tuple[Tensor, Any]:
-        """(R, P, D) to logits (R, V) of the last position, and the cache."""
-        return self.step(embeds, None)
+    def begin(self, requests: int, rows: int) -> None:
+        self._caches, self._rows = [], rows
 
-    def step(self, embeds: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """(R, S, D) to logits (R, V) of the last position, and the cache grown by S positions."""
+    def admit(self, embeds: Tensor, limit: int) -> Tensor:
+        self._caches.append(None)
+        return self._advance(len(self._caches) - 1, embeds)
+
+    def step(self, embeds: Tensor) -> tuple[Tensor, None]:
+        each = embeds[:, None].split(self._rows)
+        return torch.cat([self._advance(number, rows) for number, rows in enumerate(each)]), None
+
+    def leave(self, number: int) -> None:
+        self._caches[number] = self._caches[-1]
+        self._caches.pop()
+
+    def _advance(self, number: int, embeds: Tensor) -> Tensor:
         output = self.model(
-            inputs_embeds=embeds, past_key_values=cache, use_cache=True, return_dict=True, **self._options
+            inputs_embeds=embeds,
+            past_key_values=self._caches[number],
+            use_cache=True,
+            return_dict=True,
+            **self._options,
         )
-        return self.head(output.last_hidden_state[:, -1:])[:, -1], output.past_key_values
+        self._caches[number] = output.past_key_values
+        return self.head(output.last_hidden_state[:, -1:])[:, -1]
+
+
+class Step(Protocol):
+    """One position more in every row in use."""
+
+    def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(R, D) to logits (R, V) fp32 and, where heads are watched, attention (R, C) fp32; lengths stay."""
+
+
+class TorchStep:
+    """``transformer.decode_step``, replayed as a CUDA graph where ``disable`` is false.
+
+    Graphs are captured for a bounded number of shapes: rows by fours, positions by buckets.
+
+    Args:
+        disable: no graphs.
+        function: ``decode_step``, or what a compiler has made of it.
+    """
+
+    def __init__(self, weights: Weights, watch: Watch = (), disable: bool = True, function: Callable = decode_step):
+        self._cache: KVCache | None = None
+        address = weights.head.weight.data_ptr()
+
+        def run(key: tuple[int, int], embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+            logits, attention = function(weights, self._cache, embeds, lengths, key[1], watch)
+            return (logits,) if attention is None else (logits, attention)
+
+        def addresses() -> tuple[int, ...]:
+            return (self._cache.keys.data_ptr(), self._cache.values.data_ptr(), address)
+
+        self.runner = GraphRunner(run, disable=disable, addresses=addresses)
+
+    def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._cache = cache
+        rows = embeds.size(0)
+        padded = min(padded_rows(rows), cache.keys.size(1))
+        if padded != rows:  # rows that nobody reads, at length 0
+            embeds = torch.cat([embeds, embeds.new_zeros(padded - rows, embeds.size(1))])
+        capacity = -(-(max(cache.lengths) + 1) // BUCKET) * BUCKET
+        outputs = self.runner((padded, capacity), embeds, cache.device_lengths[:padded])
+        # both belong to the graph and are overwritten by its next replay, when the loop is done with them
+        logits, attention = outputs[0][:rows], outputs[1][:rows] if len(outputs) == 2 else None
+        return logits, attention
+
+
+def padded_rows(rows: int) -> int:
+    """Rows for which a graph is captured: 1, 2, 3, 4, 8, 12 and so on."""
+    return rows if rows <= 4 else -(-rows // 4) * 4
+
+
+class StaticBackbone:
+    """Given weights, a cache of our own, and a step that may be any of several implementations."""
+
+    def __init__(self, weights: Weights, step: Step):
+        self.weights, self._step = weights, step
+        # attention kernels on CPUs are as fast in fp32, and it keeps rounding out of the cache
+        dtype = weights.dtype if weights.device.type != "cpu" else torch.float32
+        self.cache = KVCache(len(weights.layers), weights.heads, weights.head_width, dtype, weights.device)
+
+    def begin(self, requests: int, rows: int) -> None:
+        self._rows = rows
+        self.cache.begin(padded_rows(requests * rows))
+
+    def admit(self, embeds: Tensor, limit: int) -> Tensor:
+        # all at once on CUDA, where growing would lose the captured graphs
+        self.cache.ensure(embeds.size(1) + (limit if embeds.is_cuda else 1))
+        return prefill(self.weights, self.cache, embeds)
+
+    def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.cache.ensure(max(self.cache.lengths) + 1)
+        logits, attention = self._step(self.cache, embeds)
+        self.cache.advance()
+        return logits, None if attention is None else attention[:: self._rows]
+
+    def leave(self, number: int) -> None:
+        self.cache.drop(number * self._rows, self._rows)
+
+    def release(self) -> None:
+        """Give the cache's memory back."""
+        self.cache.release()

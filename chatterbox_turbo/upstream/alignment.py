@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .t3 import needs_attention_maps
 
@@ -39,6 +40,29 @@ def build_analyzer(t3: nn.Module, conditioning: int, text_length: int) -> Any | 
         # hang two capturing hooks of its own on every layer, for good, and collect the maps of all of them
         config.output_attentions = maps_asked_for
     return analyzer
+
+
+class UpstreamAnalysis:
+    """An analyzer as the token loop's constraint, for one request: hooks on the backbone feed it."""
+
+    def __init__(self, analyzer: Any):
+        self._analyzer = analyzer
+
+    def admit(self, start: int, length: int) -> None:
+        """The analyzer knows its text from its construction."""
+
+    def observe(self, attention: Tensor | None) -> None:
+        """The analyzer's hooks have seen more."""
+
+    def constrain(self, logits: Tensor, previous: Tensor) -> Tensor:
+        return self._analyzer.step(logits, next_token=int(previous))
+
+    def reasons(self) -> Tensor:
+        """None: the analyzer logs its own."""
+        return torch.zeros(1, dtype=torch.long)
+
+    def leave(self, number: int) -> None:
+        """The hooks end with the call (``contained``)."""
 
 
 def analyzer_hooks(backbone: nn.Module) -> list[tuple[nn.Module, int]]:

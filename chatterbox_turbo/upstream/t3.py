@@ -82,7 +82,8 @@ def prefix(
     )
     if is_llama(t3):
         start = torch.full((1, 1), start_token(t3), dtype=torch.long, device=embeds.device)
-        embeds = torch.cat([embeds, embed_token(t3, start, 0, embeds.size(0))], dim=1)
+        start = embed_tokens(t3, start, [0]).expand(embeds.size(0), 1, -1)
+        embeds = torch.cat([embeds, start], dim=1)
     return embeds, conditioning
 
 
@@ -97,12 +98,19 @@ def check_text(t3: nn.Module, text_tokens: Tensor) -> Tensor:
                 "T3 finds the text by it.",
                 "Pad the tokens with start and stop as `generate` does.",
             )
+    table = t3.text_pos_emb.emb.num_embeddings if is_llama(t3) else None
+    if table is not None and text_tokens.size(1) > table:
+        raise InvalidRequestError(
+            f"The text has {text_tokens.size(1)} tokens, but the model has positions for {table}.",
+            "",
+            "Split it into sentences.",
+        )
     return text_tokens.to(dtype=torch.long, device=t3.device)
 
 
-def embed_token(t3: nn.Module, token: Tensor, position: int, rows: int) -> Tensor:
-    """The embedding (rows, 1, D) of one token (1, 1) at a speech position."""
-    embed = t3.speech_emb(token)
+def embed_tokens(t3: nn.Module, tokens: Tensor, positions: list[int]) -> Tensor:
+    """Embeddings (N, D) of tokens (N, 1), each at its own speech position (Llama) or at none (GPT-2)."""
+    embeds = t3.speech_emb(tokens)[:, 0]
     if is_llama(t3):
-        embed = embed + t3.speech_pos_emb.get_fixed_embedding(position)
-    return torch.cat([embed] * rows) if rows > 1 else embed
+        embeds = embeds + t3.speech_pos_emb.get_fixed_embedding(torch.tensor([positions]))[0]
+    return embeds

@@ -1,0 +1,192 @@
+"""T3's backbone as the runtime reads it: upstream's own parameters, fused in place where one product serves several.
+
+Llama: queries, keys and values become views of one tensor, gate and up of another. GPT-2: upstream keeps its
+matrices as (in, out); they become transposed views of (out, in), the order in which a product with one row per
+sequence reads memory from end to end. No second copy of a weight outlives the fusing of its layer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..patching import Journal
+from ..runtime.weights import Layer, Linear, Norm, Weights
+from . import t3 as upstream_t3
+from .alignment import analyzer_class
+
+
+def _groups(t3: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """The parameters that share one product, in the order of their rows."""
+    if upstream_t3.is_llama(t3):
+        for layer in t3.tfmr.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            yield [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+            yield [mlp.gate_proj.weight, mlp.up_proj.weight]
+    else:
+        for block in t3.tfmr.h:
+            for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                yield [module.weight]
+
+
+def fuse(t3: nn.Module, journal: Journal) -> None:
+    """Give every group one storage; undoing gives each parameter its own, contiguous as upstream made it."""
+    transposed = not upstream_t3.is_llama(t3)
+    for group in _groups(t3):
+        journal.record("fused weights of T3", lambda group=group: _separate(group))
+        _fuse(group, transposed)
+
+
+def _fuse(group: list[nn.Parameter], transposed: bool) -> None:
+    with torch.no_grad():
+        if transposed:
+            (parameter,) = group
+            parameter.data = parameter.data.t().contiguous().t()
+            return
+        rows = torch.cat([parameter.data for parameter in group])
+        for parameter, part in zip(group, rows.split([p.size(0) for p in group]), strict=True):
+            parameter.data = part
+
+
+def _separate(group: list[nn.Parameter]) -> None:
+    for parameter in group:
+        if parameter.data.untyped_storage().nbytes() != parameter.numel() * parameter.element_size() or (
+            not parameter.is_contiguous()
+        ):
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def addresses(t3: nn.Module) -> Hashable:
+    """What changes when somebody moves, casts or replaces a weight of the backbone."""
+    parameters = (*t3.tfmr.parameters(), *t3.speech_head.parameters())
+    return tuple((p.data_ptr(), p.dtype) for p in parameters)
+
+
+def read(t3: nn.Module) -> Weights:
+    """Views of the backbone's parameters; groups that somebody took apart (``.to()``, ``.bfloat16()``) are fused anew.
+
+    Raises:
+        UnsupportedModelError: a configuration that the runtime does not compute (grouped queries, other activations).
+    """
+    check(t3)
+    transposed = not upstream_t3.is_llama(t3)
+    fused = []
+    for group in _groups(t3):
+        whole = _whole(group, transposed)
+        if whole is None:
+            _fuse(group, transposed)
+            whole = _whole(group, transposed)
+        fused.append(whole)
+    return _llama(t3, fused) if not transposed else _gpt2(t3, fused)
+
+
+def _whole(group: list[nn.Parameter], transposed: bool) -> Tensor | None:
+    """The tensor (out, in) that a group's parameters are the rows of, or ``None``."""
+    if transposed:
+        return group[0].data.t() if group[0].data.t().is_contiguous() else None
+    first, at = group[0].data, group[0].data_ptr()
+    for parameter in group:
+        if not parameter.is_contiguous() or parameter.data_ptr() != at:
+            return None
+        at += parameter.numel() * parameter.element_size()
+    if first.untyped_storage().nbytes() - first.storage_offset() * first.element_size() < at - first.data_ptr():
+        return None  # neighbours by chance
+    rows = sum(parameter.size(0) for parameter in group)
+    return first.as_strided((rows, first.size(1)), (first.size(1), 1))
+
+
+def _llama(t3: nn.Module, fused: list[Tensor]) -> Weights:
+    model = t3.tfmr
+    layers = []
+    for layer, qkv, gate_up in zip(model.layers, fused[0::2], fused[1::2], strict=True):
+        layers.append(
+            Layer(
+                attention_norm=_norm(layer.input_layernorm),
+                qkv=Linear(qkv),
+                out=_linear(layer.self_attn.o_proj),
+                mlp_norm=_norm(layer.post_attention_layernorm),
+                up=Linear(gate_up),
+                down=_linear(layer.mlp.down_proj),
+            )
+        )
+    return Weights(
+        layers=tuple(layers),
+        final_norm=_norm(model.norm),
+        head=_linear(t3.speech_head),
+        heads=model.config.num_attention_heads,
+        gated=True,
+        inverse_frequencies=model.rotary_emb.inv_freq.float(),
+        rotary_scale=float(getattr(model.rotary_emb, "attention_scaling", 1.0)),
+    )
+
+
+def _gpt2(t3: nn.Module, fused: list[Tensor]) -> Weights:
+    model = t3.tfmr
+    layers = []
+    for index, block in enumerate(model.h):
+        qkv, out, up, down = fused[4 * index : 4 * index + 4]
+        layers.append(
+            Layer(
+                attention_norm=_norm(block.ln_1),
+                qkv=Linear(qkv, block.attn.c_attn.bias.data),
+                out=Linear(out, block.attn.c_proj.bias.data),
+                mlp_norm=_norm(block.ln_2),
+                up=Linear(up, block.mlp.c_fc.bias.data),
+                down=Linear(down, block.mlp.c_proj.bias.data),
+            )
+        )
+    return Weights(
+        layers=tuple(layers),
+        final_norm=_norm(model.ln_f),
+        head=_linear(t3.speech_head),
+        heads=model.config.n_head,
+        gated=False,
+        positions=model.wpe.weight.data,
+    )
+
+
+def _norm(module: nn.Module) -> Norm:
+    bias = getattr(module, "bias", None)
+    eps = module.eps if bias is not None else module.variance_epsilon
+    return Norm(module.weight.data, None if bias is None else bias.data, eps)
+
+
+def _linear(module: nn.Module) -> Linear:
+    return Linear(module.weight.data, None if module.bias is None else module.bias.data)
+
+
+def check(t3: nn.Module) -> None:
+    """Raise ``UnsupportedModelError`` where the backbone computes something that the runtime does not."""
+    config = t3.tfmr.config
+    if upstream_t3.is_llama(t3):
+        facts = {
+            "num_key_value_heads": (config.num_key_value_heads, config.num_attention_heads),
+            "hidden_act": (config.hidden_act, "silu"),
+            "attention_bias": (bool(config.attention_bias), False),
+            "mlp_bias": (bool(config.mlp_bias), False),
+        }
+    else:
+        facts = {
+            "activation_function": (config.activation_function, "gelu_new"),
+            "scale_attn_weights": (config.scale_attn_weights, True),
+            "scale_attn_by_inverse_layer_idx": (config.scale_attn_by_inverse_layer_idx, False),
+        }
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            raise UnsupportedModelError(
+                f"T3's backbone has {name} = {found!r}.",
+                f"The static backbone computes {wanted!r} only.",
+                'Set decoding.backbone = "upstream".',
+            )
+
+
+def watched_heads(t3: nn.Module) -> tuple[tuple[int, int], ...]:
+    """(layer, head) pairs whose attention the multilingual analyzer reads; none where this release has no analyzer."""
+    cls = analyzer_class(t3)
+    if cls is None:
+        return ()
+    return tuple(getattr(sys.modules[cls.__module__], "LLAMA_ALIGNED_HEADS", ()))
