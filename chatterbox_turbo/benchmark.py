@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,31 @@ PHASES = ("conditionals", "flow", "vocoder", "watermark")
 
 @dataclass(frozen=True)
 class Run:
-    """One generation and the highest memory use during it, in bytes (CUDA: the allocator's, else resident)."""
+    """One generation and the highest memory use during it, in bytes (CUDA: the allocator's, else resident).
+
+    ``step_seconds``: a token's, without the prefill; 0 where there are too few. ``bytes_per_token``: weights that
+    one of them reads. ``bandwidth``: bytes per second that the device read just before; 0 where not measured.
+    """
 
     sample: Sample
     audio_seconds: float
     peak_bytes: int
+    step_seconds: float = 0.0
+    bytes_per_token: int = 0
+    bandwidth: float = 0.0
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures of this run by name; units in ``UNITS``. T3 includes its prefill."""
+        """The figures of this run by name; units in ``UNITS``. ``t3`` includes the prefill, ``t3_step`` does not."""
         values = {phase: self.sample.phases[phase] for phase in PHASES if phase in self.sample.phases}
         if self.tokens:
-            values = {"t3": 1000 * self.sample.phases["t3"] / self.tokens, **values}
+            steps = {"t3_step": 1000 * self.step_seconds} if self.step_seconds else {}
+            values = {"t3": 1000 * self.sample.phases["t3"] / self.tokens, **steps, **values}
         values["end_to_end"] = self.sample.seconds
         values["real_time_factor"] = self.sample.seconds / self.audio_seconds
         values["peak_memory"] = self.peak_bytes / 2**20
+        if self.bandwidth and self.step_seconds:
+            values["bandwidth_share"] = self.bytes_per_token / self.step_seconds / self.bandwidth
         return values
 
     @property
@@ -65,12 +75,15 @@ class Run:
             "tokens": self.tokens,
             "audio_seconds": self.audio_seconds,
             "phases": self.sample.phases,
+            "t3_bytes_per_token": self.bytes_per_token,
+            "memory_bandwidth_bytes_per_second": self.bandwidth,
             **self.metrics,
         }
 
 
 UNITS = {
     "t3": "ms/token",
+    "t3_step": "ms/token",
     **dict.fromkeys(PHASES, "s"),
     "end_to_end": "s",
     "real_time_factor": "",
@@ -112,14 +125,12 @@ class Benchmark:
     plan: Plan
     comparison: Comparison  # of the last pair
     apply_seconds: list[float]
-    bytes_per_token: int = 0
-    bandwidth: float = 0.0  # bytes per second; 0 where not measured
 
     @property
     def metrics(self) -> list[Metric]:
         """Every figure that both sides have, in the order of ``UNITS``."""
         rows = []
-        values = [(self._values(upstream), self._values(ours)) for upstream, ours in self.pairs]
+        values = [(upstream.metrics, ours.metrics) for upstream, ours in self.pairs]
         for name, unit in UNITS.items():
             if all(name in a and name in b for a, b in values):
                 ours, theirs = [b[name] for _, b in values], [a[name] for a, _ in values]
@@ -130,14 +141,8 @@ class Benchmark:
     @property
     def unmatched(self) -> list[str]:
         """Figures that only one side has, because a phase could not be timed on the other."""
-        sides = [[set(self._values(run)) for run in pair] for pair in self.pairs]
+        sides = [[set(run.metrics) for run in pair] for pair in self.pairs]
         return sorted(set().union(*(a ^ b for a, b in sides)))
-
-    def _values(self, run: Run) -> dict[str, float]:
-        values = run.metrics
-        if self.bandwidth and run.tokens:
-            values["bandwidth_share"] = self.bytes_per_token * run.tokens / run.sample.phases["t3"] / self.bandwidth
-        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -147,8 +152,6 @@ class Benchmark:
             "unmatched": self.unmatched,
             "comparison": asdict(self.comparison),
             "apply_seconds": self.apply_seconds,
-            "t3_bytes_per_token": self.bytes_per_token,
-            "memory_bandwidth_bytes_per_second": self.bandwidth,
             "passes": [asdict(step) for step in self.plan.steps],
         }
 
@@ -174,10 +177,9 @@ def measure(
         request: keyword arguments of ``generate``.
         seed: set before every run, so that the two sides of a pair speak the same tokens where they agree.
         warm_up_both: warm up optimized as well; upstream's warm-up pays for what both share.
-        bandwidth: measure the memory bandwidth of the model's device.
+        bandwidth: measure the memory bandwidth of the model's device, before each run.
         announce: called with a line before each step.
     """
-    parts = identify(model)
     announce("warming up")
     warm_up(model, request)
     if warm_up_both:
@@ -188,30 +190,49 @@ def measure(
         theirs = None
         if number % 2:  # the order changes from pair to pair, so that a machine that drifts favours neither side
             announce(f"upstream, run {number} of {runs}")
-            theirs = run(model, seed, request)
+            theirs = run(model, seed, request, bandwidth)
         announce(f"optimized, run {number} of {runs}")
         start = time.perf_counter()
         with optimized(model, config, passes=passes):
             applied.append(time.perf_counter() - start)
             plan = model.turbo.plan
-            ours = run(model, seed, request)
+            ours = run(model, seed, request, bandwidth)
         if theirs is None:
             announce(f"upstream, run {number} of {runs}")
-            theirs = run(model, seed, request)
+            theirs = run(model, seed, request, bandwidth)
         pairs.append((theirs, ours))
     comparison = compare_samples(model, pairs[-1][1].sample, pairs[-1][0].sample)
-    result = Benchmark(pairs, plan, comparison, applied)
-    if bandwidth and parts.t3 is not None:
-        announce("measuring the memory bandwidth")
-        result = replace(result, bytes_per_token=t3_bytes(parts), bandwidth=read_bandwidth(parts.device))
-    return result
+    return Benchmark(pairs, plan, comparison, applied)
 
 
-def run(model: Any, seed: int, request: dict[str, Any]) -> Run:
-    """One generation as the model is now."""
-    with peak_memory(identify(model).device) as peak:
+def run(model: Any, seed: int, request: dict[str, Any], bandwidth: bool = False) -> Run:
+    """One generation as the model is now, and before it the memory bandwidth where that is asked for."""
+    parts = identify(model)
+    speed = read_bandwidth(parts.device) if bandwidth and parts.t3 is not None else 0.0
+    with peak_memory(parts.device) as peak, embedding_times(parts) as times:
         result = sample(model, seed, request)
-    return Run(result, result.wav.shape[-1] / model.sr, peak())
+    step = 0.0
+    if result.tokens is not None and (steps := result.tokens.numel() - 2) > 0:
+        # the last token is never embedded; whatever was before the others belongs to the prefix
+        step = (times[-1] - times[-1 - steps]) / steps
+    size = 0 if parts.t3 is None else t3_bytes(parts)
+    return Run(result, result.wav.shape[-1] / model.sr, peak(), step, size, speed)
+
+
+@contextmanager
+def embedding_times(parts: Parts) -> Iterator[list[float]]:
+    """When T3 embeds speech tokens, upstream's loop and this package's alike: once a token, and before the prefill."""
+    times: list[float] = []
+    if parts.t3 is None:
+        yield times
+        return
+    hook = upstream_t3.speech_embedding(parts.t3).register_forward_pre_hook(
+        lambda *_: times.append(time.perf_counter())
+    )
+    try:
+        yield times
+    finally:
+        hook.remove()
 
 
 def warm_up(model: Any, request: dict[str, Any]) -> None:

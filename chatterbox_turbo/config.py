@@ -78,15 +78,21 @@ class DecodingSection(Section):
 class PrecisionSection(Section):
     """Number formats."""
 
+    t3: Literal["float32", "auto", "bfloat16", "float16"] = Field(
+        "float32",
+        description="The weights of T3 while decoding. auto: the half-precision format that this device is good at.",
+    )
     tf32: bool = Field(False, description="TensorFloat-32 matrix products and convolutions while generating.")
 
     @property
     def promise(self) -> Fidelity:
-        return "lossy" if self.tf32 else "exact"
+        return "exact" if self.idle else "lossy"
 
     @property
     def idle(self) -> str:
-        return "" if self.tf32 else "precision.tf32 is false"
+        if self.tf32 or self.t3 != "float32":
+            return ""
+        return "precision.t3 is float32 and precision.tf32 is false"
 
 
 class WatermarkSection(Section):
@@ -144,6 +150,12 @@ class OptimizationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> OptimizationConfig:
+        if self.halves_t3 and (self.decoding.enabled is False or self.decoding.backbone == "upstream"):
+            raise ValueError(
+                f'precision.t3 is "{self.precision.t3}" but decoding.'
+                + ("enabled is false" if self.decoding.enabled is False else 'backbone is "upstream"')
+                + ": only the static backbone reads weights in half precision"
+            )
         for name, section in self.sections():
             if section.enabled is True and section.idle:
                 raise ValueError(f"{name}.enabled is true but {section.idle}: there is nothing to enable")
@@ -157,6 +169,11 @@ class OptimizationConfig(BaseModel):
                     f'set fidelity = "{section.promise}" to allow it, or take it out of {name}'
                 )
         return self
+
+    @property
+    def halves_t3(self) -> bool:
+        """Whether the weights of T3 are asked for in half precision."""
+        return self.precision.t3 != "float32" and self.precision.enabled is not False
 
     def sections(self) -> list[tuple[str, Section]]:
         """The sections by name, in the order of the fields."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from torch import Tensor
+
 from .config import OptimizationConfig
-from .errors import ForeignPatchError
+from .errors import ForeignPatchError, InvalidRequestError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
 from .plan import Plan, carry_out
@@ -24,6 +27,7 @@ class Handle:
 
     Attributes:
         plan: every pass, in order, with its status and the reason.
+        token_model: T3 as a function from requests to tokens (``passes.decoding.TokenModel``), or ``None``.
         lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
             seeding and generating: ``with model.turbo.lock: torch.manual_seed(7); model.generate(...)``.
     """
@@ -31,6 +35,7 @@ class Handle:
     def __init__(self, context: Context, plan: Plan, lock: threading.RLock, recorder: Recorder, before: dict):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
+        self.token_model = context.token_model
         self._recorder = recorder
         self._before = before
         self.plan = plan
@@ -52,6 +57,37 @@ class Handle:
     def timings(self) -> dict[str, float]:
         """Seconds by phase of the last ``generate``; empty before the first one."""
         return self._recorder.timer.seconds()
+
+    def batch(self, items: Sequence[Mapping[str, Any]], slots: int | None = None) -> list[Tensor]:
+        """Several utterances at once, each as it would be alone with the same seed.
+
+        Tokens are decoded in one batch that utterances enter and leave while it runs; audio is made one by one.
+
+        Args:
+            items: keyword arguments of ``generate``, and optionally ``seed`` (drawn from the global generator where
+                it is missing) and ``voice`` (conditionals; the model's own where it is missing).
+            slots: utterances decoded at once, which bounds the memory of their caches; all by default.
+
+        Returns:
+            Samples (1, m) of each item, in order. The model's own voice and the random generators' states are
+            what they were.
+
+        Raises:
+            UnavailablePassError: the decoding pass does not run on this model.
+            InvalidRequestError: an item has no text or no voice, or ``slots`` is below 1.
+        """
+        from .batch import speak_batch
+
+        if self.token_model is None:
+            raise UnavailablePassError(
+                "Batches need the decoding pass.",
+                f"On this model it is {self.plan.step('decoding').status}: {self.plan.step('decoding').reason}.",
+                "Enable it, or call generate for each item.",
+            )
+        if slots is not None and slots < 1:
+            raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
+        with self.lock:
+            return speak_batch(self._parts(), self.token_model, items, slots)
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""

@@ -263,7 +263,7 @@ def test_tokens_of_a_stop_end_one_request_and_no_other(fused, name):
 
 @pytest.mark.parametrize("lag", [1, 3, 20])
 def test_a_device_that_runs_ahead_gives_the_same_tokens_and_leaves_the_same_random_numbers(fused, lag):
-    at_once, ends = decode(requests(fused, LENGTHS), loop(fused, "torch"))
+    at_once, _ = decode(requests(fused, LENGTHS), loop(fused, "torch"))
     stop = at_once[1][4]
     for options in ({}, {"slots": 2}):
         generators, results = [], []

@@ -1,17 +1,24 @@
-"""TF32: refused where it would do nothing, scoped to the call where it does something."""
+"""Number formats: refused where they would do nothing, scoped or undone to the bit where they do something."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
-from cases import speak
+import torch
+from cases import TEXT, speak
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo.errors import UnavailablePassError
-from chatterbox_turbo.passes.base import Call
-from chatterbox_turbo.passes.precision import scope
+from chatterbox_turbo.benchmark import t3_bytes
+from chatterbox_turbo.divergence import token_divergence
+from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
+from chatterbox_turbo.passes.base import Call, Context
+from chatterbox_turbo.passes.precision import PrecisionPass, scope
+from chatterbox_turbo.runtime import half_precision
+from chatterbox_turbo.runtime.half_precision import best_format, cast
 from chatterbox_turbo.runtime.tf32 import _switches, tf32
+from chatterbox_turbo.upstream.families import identify
 
 LOSSY = {"fidelity": "lossy", "decoding": {"progress": "off"}}
 
@@ -70,3 +77,106 @@ def test_on_a_gpu_it_is_on_while_generating_only():
         speak(model)
         assert values() == before
     assert seen == [wanted()]
+
+
+# -- half precision of T3 --------------------------------------------------------------------------------------
+
+HALF = {"fidelity": "lossy", "decoding": {"progress": "off"}, "precision": {"t3": "bfloat16"}}
+needs_bf16 = pytest.mark.skipif(
+    not best_format(torch.device("cpu"))[0], reason="this processor has no bf16 instructions"
+)
+
+
+@needs_bf16
+@pytest.mark.parametrize("model", ["english", "multilingual", "turbo"], indirect=True)
+@pytest.mark.parametrize("kernel", ["numba", "torch"])
+def test_weights_are_half_the_bytes_and_restored_to_the_bit(model, kernel):
+    before = {name: p.detach().clone() for name, p in model.t3.named_parameters()}
+    size = t3_bytes(identify(model))
+    turbo.apply(model, {**HALF, "decoding": {"progress": "off", "kernel": kernel}})
+    assert "T3 in bfloat16" in model.turbo.plan.step("precision").reason
+    assert t3_bytes(identify(model)) < 0.51 * size
+    assert torch.isfinite(speak(model)).all()
+    turbo.revert(model)
+    for name, p in model.t3.named_parameters():
+        assert p.dtype == torch.float32 and torch.equal(p, before[name]), name
+
+
+@needs_bf16
+@pytest.mark.parametrize("model", ["english", "turbo"], indirect=True)
+def test_divergence_from_fp32_is_small_and_not_nothing(model):
+    found = token_divergence(model, HALF, {"text": TEXT})
+    assert 1e-9 < found.mean < 1e-2 and found.agreement > 0.8 and found.in_top_5 > 0.95 and found.steps > 5
+    same = token_divergence(model, {"decoding": {"progress": "off", "kernel": "torch"}}, {"text": TEXT})
+    assert same.mean < 1e-9 and same.agreement == 1.0
+
+
+@needs_bf16
+def test_the_preset_fast_uses_it_and_auto_does_not(english):
+    assert turbo.inspect(english, "fast").step("precision").status == "on"
+    assert turbo.inspect(english, "auto").step("precision").status == "off"
+    assert turbo.inspect(english, {"preset": "fast", "precision": {"t3": "float32"}}).step("precision").status == "off"
+
+
+def test_casts_are_undone_to_the_bit_also_for_ties_and_signs():
+    bits = torch.cat(
+        [
+            torch.randint(-(2**31), 2**31 - 1, (200_000,), generator=torch.Generator().manual_seed(0)),
+            torch.arange(-70_000, 70_000) * 0x8000,  # ties, odd and even
+            torch.tensor([0, -(2**31), 0x7F800000, 0x00008000, 0x00007FFF, 0x3F808000, 0x3F818000]),
+        ]
+    ).to(torch.int32)
+    values = bits.view(torch.float32)
+    half, restore = cast(values, torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and torch.equal(restore(half).view(torch.int32), bits)
+    finite = values.isfinite() & (values.abs() < 3e38)
+    rounded = values[finite].bfloat16().double()
+    error = (half[finite].double() - values[finite].double()).abs()
+    assert torch.all(error <= (rounded - values[finite].double()).abs()), "further away than round-to-nearest"
+    half, restore = cast(values, torch.float16)
+    assert half.dtype == torch.float16 and torch.equal(restore(half).view(torch.int32), bits)
+
+
+@pytest.mark.parametrize(
+    "capability, asked, wanted, said",
+    [
+        ((8, 0), "auto", "bfloat16", "capability 8.0"),
+        ((9, 0), "float16", "", "bfloat16 is as fast here"),
+        ((7, 5), "auto", "float16", "capability 7.5"),
+        ((7, 5), "bfloat16", "", "emulated"),
+        ((6, 1), "auto", "", "needs capability 7.0"),
+    ],
+)
+def test_every_card_gets_the_format_that_it_is_good_at(monkeypatch, models, capability, asked, wanted, said):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    parts = replace(identify(models("english")))
+    config = turbo.OptimizationConfig(fidelity="lossy", precision={"t3": asked})
+
+    class OnCuda(type(parts)):
+        device = torch.device("cuda")
+
+    context = Context(OnCuda(**vars(parts)), config)
+    reason = PrecisionPass().check(context)
+    assert (said in reason) if not wanted else reason == ""
+    assert not wanted or PrecisionPass()._format(context) == (wanted, said)
+
+
+def test_a_processor_without_bf16_is_told(monkeypatch, english):
+    monkeypatch.setattr(half_precision, "cpu_flags", set)
+    step = turbo.inspect(english, HALF).step("precision")
+    assert step.status == "skipped" and "AVX-512-BF16 or AMX" in step.reason
+    with pytest.raises(UnavailablePassError, match="AVX-512-BF16"):
+        turbo.apply(english, {**HALF, "precision": {"t3": "auto", "enabled": True}})
+
+
+@needs_bf16
+def test_half_precision_beside_tf32_that_cannot_run_says_both(english):
+    turbo.apply(english, {**HALF, "precision": {"t3": "auto", "tf32": True}})
+    reason = english.turbo.plan.step("precision").reason
+    assert "T3 in bfloat16" in reason and "not tf32: TF32 needs a CUDA device" in reason
+
+
+@pytest.mark.parametrize("decoding", [{"enabled": False}, {"backbone": "upstream"}])
+def test_half_precision_without_the_static_backbone_is_a_contradiction(decoding):
+    with pytest.raises(InvalidConfigError, match="only the static backbone reads weights in half precision"):
+        turbo.OptimizationConfig(fidelity="lossy", precision={"t3": "auto"}, decoding=decoding)

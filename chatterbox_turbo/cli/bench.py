@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TITLES = {
     "t3": "T3, prefill included",
+    "t3_step": "T3, a token",
     "conditionals": "reference voice",
     "flow": "flow matching",
     "vocoder": "vocoder",
@@ -92,9 +93,13 @@ def print_benchmark(screen: Screen, data: dict[str, Any], result: Benchmark) -> 
     if result.unmatched:
         screen.print(f"not timed on both sides: {', '.join(result.unmatched)}")
     screen.print(agreement(result))
-    if result.bandwidth:
-        read, speed = result.bytes_per_token / 2**20, result.bandwidth / 1e9
-        screen.print(f"bandwidth: T3 reads {read:.0f} MiB of weights a token; this machine reads {speed:.1f} GB/s")
+    speeds = [run.bandwidth / 1e9 for pair in result.pairs for run in pair if run.bandwidth]
+    if speeds:
+        read = " against ".join(f"{run.bytes_per_token / 2**20:.0f}" for run in result.pairs[-1])
+        screen.print(
+            f"bandwidth: T3 reads {read} MiB of weights a token; "
+            f"before each run the memory gave {min(speeds):.1f}-{max(speeds):.1f} GB/s"
+        )
     if last.sample.wav.device.type == "cpu" and data["model"]["device"] == "cpu":
         screen.print("peak memory is the resident set of the one process that both sides run in")
 

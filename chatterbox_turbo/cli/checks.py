@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from .machine import cpu_flags, cpu_model, version
+from ..runtime.half_precision import cpu_flags
+from .machine import cpu_model, version
 
 UPSTREAM = "chatterbox-tts"
 KNOWN_UPSTREAM = ("0.1.4", "0.1.5", "0.1.6", "0.1.7")

@@ -14,7 +14,6 @@ from .. import __version__
 from . import PROGRAM
 
 PACKAGES = ("torch", "transformers", "chatterbox-tts", "resemble-perth")
-HALF_PRECISION_FLAGS = ("avx512_bf16", "amx_bf16", "amx_int8", "avx512_fp16")
 
 
 def provenance(arguments: list[str]) -> dict[str, Any]:
@@ -65,12 +64,6 @@ def version(package: str) -> str:
 def cpu_model() -> str:
     """The processor's name, as good as the system knows it."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def cpu_flags() -> set[str]:
-    """Instruction sets of half precision that the processor has (Linux; elsewhere empty)."""
-    flags = set(_cpuinfo().get("flags", "").split())
-    return {flag for flag in HALF_PRECISION_FLAGS if flag in flags}
 
 
 def _cpuinfo() -> dict[str, str]:

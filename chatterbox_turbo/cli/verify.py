@@ -140,8 +140,9 @@ def promises(
         if step.status != "on":
             continue
         announce(f"{plan.family}: {step.name}")
+        wanted = (step.name, *p.needs)
         sections = {
-            name: section if name == step.name else type(section)(enabled=False) for name, section in config.sections()
+            name: section if name in wanted else type(section)(enabled=False) for name, section in config.sections()
         }
         alone = OptimizationConfig(fidelity=config.fidelity, **sections)
         outside = (p,) if p in passes else ()
@@ -155,6 +156,7 @@ def promises(
 
 def _outcome(model, config, passes, pairs, references, family, name, promise) -> Outcome:
     from ..api import optimized
+    from ..divergence import token_divergence
     from ..errors import TurboError
     from ..fidelity import compare_samples, sample
 
@@ -166,13 +168,14 @@ def _outcome(model, config, passes, pairs, references, family, name, promise) ->
     except Exception as error:  # whatever a pass raises is the finding
         return Outcome(family, name, promise, "broken", f"raises {type(error).__name__}: {error}")
     found = [compare_samples(model, a, b) for a, b in zip(ours, references, strict=True)]
+    figures = str(token_divergence(model, config, pairs[0][0])) if config.halves_t3 and name != TOGETHER else ""
     complaints = list(dict.fromkeys(filter(None, (comparison.broken(promise) for comparison in found))))
     return Outcome(
         family,
         name,
         promise,
         "broken" if complaints else "measured" if promise == "lossy" else "kept",
-        "; ".join(complaints),
+        "; ".join(complaints) or figures,
         min(comparison.token_agreement for comparison in found),
         min(comparison.snr_db for comparison in found),
         all(comparison.watermarked for comparison in found),

@@ -7,11 +7,12 @@ from .precision import PrecisionPass
 from .warmup import WarmupPass
 from .watermark import WatermarkPass
 
-# decoding replaces the token loop, alignment wraps whatever loop is there; warmup runs what all others built
+# precision casts what decoding then fuses and measures; decoding replaces the token loop, alignment wraps whatever
+# loop is there; warmup runs what all others built
 ALL_PASSES: tuple[Pass, ...] = (
+    PrecisionPass(),
     DecodingPass(),
     AlignmentPass(),
-    PrecisionPass(),
     WatermarkPass(),
     WarmupPass(),
 )

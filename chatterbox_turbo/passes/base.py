@@ -51,6 +51,7 @@ class Pass:
         patch_points: dotted paths that must have their known shape (``upstream.patch_points``).
         replaces: those of them whose code the pass replaces, so that it must be a known one.
         conflicts: names of passes that it cannot be combined with.
+        needs: names of passes without which it changes nothing, or cannot run.
     """
 
     name: str = ""
@@ -59,6 +60,7 @@ class Pass:
     patch_points: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def section(self, config: OptimizationConfig) -> Section:
         """The options of this pass; a pass from outside the package has no section and is demanded by being passed."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..config import DecodingSection, Fidelity, OptimizationConfig
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnsupportedModelError
 from ..runtime.alignment import AlignmentAnalysis, describe
 from ..runtime.backbone import StaticBackbone, TransformersBackbone
-from ..runtime.sampling import SamplingParameters
+from ..runtime.sampling import SamplingParameters, guide
 from ..runtime.step_choice import choose_step
 from ..runtime.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
 from ..upstream import t3 as upstream_t3
@@ -86,6 +87,7 @@ class TokenModel:
         self._backbone: StaticBackbone | None = None
         self._addresses: Any = None
         self._watch = t3_weights.watched_heads(t3)
+        self._handler: Callable[..., Tensor] | None = None
         self.request = self._guided_request if self._llama else self._unguided_request
 
     def prepare(self) -> str:
@@ -102,8 +104,19 @@ class TokenModel:
             self._backbone.release()
         self._backbone = None
 
+    @contextmanager
+    def diverted(self, handler: Callable[..., Tensor]) -> Iterator[None]:
+        """In the body, ``handler`` gets the arguments of ``speak`` and returns its result."""
+        before, self._handler = self._handler, handler
+        try:
+            yield
+        finally:
+            self._handler = before
+
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
+        if self._handler is not None:
+            return self._handler(*args, **kwargs)
         with torch.inference_mode():
             (tokens,) = self.run([self.request(*args, **kwargs)])
         return tokens
@@ -132,10 +145,25 @@ class TokenModel:
                 ids[number].pop()  # inference_turbo returns speech without it
         return [torch.tensor([row], dtype=torch.long, device=device) for row in ids]
 
+    @torch.inference_mode()
+    def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:
+        """Logits (n, V) fp32 after guidance that precede each of n given tokens (teacher forcing)."""
+        loop = self._loop([request])
+        rows, rest = request.embeds.size(0), len(tokens) - 1
+        weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
+        loop.backbone.begin(1, rows)
+        each = [loop.backbone.admit(request.embeds, rest + 1)]
+        for index, token in enumerate(tokens[:-1]):
+            embeds = loop.vocabulary.embed(torch.tensor([[token]], device=weight.device), [index + 1])
+            each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
+        return torch.cat([guide(row[None].float(), weight) for row in each])
+
     def _loop(self, requests: Sequence[Request]) -> Loop:
         t3 = self._t3
         vocabulary = Vocabulary(
-            upstream_t3.start_token(t3), upstream_t3.stop_token(t3), lambda ids, at: upstream_t3.embed_tokens(t3, ids, at)
+            upstream_t3.start_token(t3),
+            upstream_t3.stop_token(t3),
+            lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
         )
         procedure = GUIDED if self._llama else UNGUIDED
         if self._backbone is None:

@@ -128,7 +128,8 @@ class AlignmentAnalysis:
         """
         if length < 1 or start < 0:
             raise InvalidRequestError(
-                f"The text has {length} tokens and starts at {start}, but must have at least one, and start at 0 or later."
+                f"The text has {length} tokens and starts at {start}, but must have at least one, and start at 0 or "
+                "later."
             )
         self._spans.append((start, length))
         self._state = self._state.joined(_State.new(1, start, length, self._device))

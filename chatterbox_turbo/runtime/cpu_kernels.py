@@ -50,7 +50,9 @@ def _make_products(outputs: int, rows: int, prefetch: bool = True) -> Callable:
     @intrinsic
     def products(typing_context, w, x, y, first, last, r):
         def generate(context, b, signature, arguments):
-            w, x, y = (context.make_array(t)(context, b, a) for t, a in zip(signature.args[:3], arguments, strict=False))
+            w, x, y = (
+                context.make_array(t)(context, b, a) for t, a in zip(signature.args[:3], arguments, strict=False)
+            )
             first, last, r = arguments[3:]
             dtype = signature.args[0].dtype
             inner = cgutils.unpack_tuple(b, w.shape)[1]

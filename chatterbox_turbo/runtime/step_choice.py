@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,10 +111,9 @@ def measure(weights: Weights) -> dict[str, dict[str, float]]:
             cache.ensure(BUCKET)
             cache.append(rows, BUCKET // 2)
             embeds = torch.zeros(rows, some.width)
-            table[str(rows)] = {
-                name: _seconds(lambda step=_make(name, some): step(cache, embeds)) / len(some.layers)  # noqa: B023
-                for name in ("torch", "numba")
-            }
+            steps = {name: _make(name, some) for name in ("torch", "numba")}
+            seconds = {name: _seconds(partial(step, cache, embeds)) for name, step in steps.items()}
+            table[str(rows)] = {name: value / len(some.layers) for name, value in seconds.items()}
     return table
 
 

@@ -190,8 +190,7 @@ def _run(loop: Loop, requests: list[Request], slots: int | None) -> Iterator[Tok
         if batch.running:
             pending.append(batch.choose())
         while pending and (len(pending) > loop.lag or not batch.running):
-            for token in batch.read(pending.popleft()):
-                yield token
+            yield from batch.read(pending.popleft())
         batch.step()
 
 

@@ -99,7 +99,10 @@ def _run(
 
 def project(linear: Linear, x: Tensor) -> Tensor:
     """(…, in) to (…, out) fp32, computed in the weights' format."""
-    return F.linear(x.to(linear.weight.dtype), linear.weight, linear.bias).float()
+    weight, bias = linear.weight, linear.bias
+    if bias is None or bias.dtype == weight.dtype:
+        return F.linear(x.to(weight.dtype), weight, bias).float()
+    return F.linear(x.to(weight.dtype), weight).float() + bias.float()
 
 
 def normalize(norm: Norm, x: Tensor) -> Tensor:

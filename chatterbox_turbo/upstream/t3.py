@@ -21,6 +21,11 @@ def head(t3: nn.Module) -> nn.Module:
     return t3.speech_head
 
 
+def speech_embedding(t3: nn.Module) -> nn.Module:
+    """Speech tokens (…) to embeddings (…, D)."""
+    return t3.speech_emb
+
+
 def start_token(t3: nn.Module) -> int:
     """The id that precedes the first speech token."""
     return t3.hp.start_speech_token

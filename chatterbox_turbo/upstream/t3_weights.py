@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..patching import Journal
+from ..runtime import half_precision
 from ..runtime.weights import Layer, Linear, Norm, Weights
 from . import t3 as upstream_t3
 from .alignment import analyzer_class
@@ -31,6 +32,37 @@ def _groups(t3: nn.Module) -> Iterator[list[nn.Parameter]]:
         for block in t3.tfmr.h:
             for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
                 yield [module.weight]
+
+
+def cast(t3: nn.Module, dtype: torch.dtype, journal: Journal) -> None:
+    """Change the format of every matrix that a step reads; undoing restores each to the bit.
+
+    Norms, embeddings and the conditioning encoder keep theirs: they are a twentieth of the weights.
+    """
+    for group in (*_groups(t3), *([p] for p in _others(t3))):
+        for parameter in group:
+            original = parameter.dtype
+            with torch.no_grad():
+                half, restore = half_precision.cast(parameter.data, dtype)
+
+            def undo(parameter=parameter, restore=restore, original=original) -> None:
+                with torch.no_grad():
+                    if parameter.dtype == dtype:
+                        parameter.data = restore(parameter.data)
+                    elif parameter.dtype != original:  # somebody else has cast it meanwhile
+                        parameter.data = parameter.data.to(original)
+
+            journal.record("number format of T3", undo)
+            parameter.data = half
+
+
+def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
+    """The matrices of the backbone and its head that are read on their own."""
+    if upstream_t3.is_llama(t3):
+        for layer in t3.tfmr.layers:
+            yield layer.self_attn.o_proj.weight
+            yield layer.mlp.down_proj.weight
+    yield t3.speech_head.weight
 
 
 def fuse(t3: nn.Module, journal: Journal) -> None:

@@ -1,0 +1,309 @@
+"""T3 on this package's own step: the same logits as Transformers', weights fused in place, a cache that is let go."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from cases import TEXT, speak
+
+import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
+from chatterbox_turbo.errors import InvalidRequestError, UnavailablePassError
+from chatterbox_turbo.fidelity import sample
+from chatterbox_turbo.patching import Journal
+from chatterbox_turbo.runtime.backbone import StaticBackbone, TransformersBackbone
+from chatterbox_turbo.runtime.cpu_step import CpuStep, unsuitable
+from chatterbox_turbo.runtime.kv_cache import BUCKET, KVCache
+from chatterbox_turbo.runtime.step_choice import CACHE_VARIABLE, Choice, choose_step, fastest
+from chatterbox_turbo.runtime.transformer import decode_step, prefill
+from chatterbox_turbo.upstream import t3 as upstream_t3
+from chatterbox_turbo.upstream import t3_weights
+
+QUIET = {"decoding": {"progress": "off"}}
+SPEAKING = ("english", "multilingual", "turbo")
+HEADS = ((9, 2), (12, 15), (13, 11))
+
+
+@pytest.fixture
+def fused(models, request):
+    t3, journal = models(request.param).t3, Journal()
+    t3_weights.fuse(t3, journal)
+    yield t3
+    journal.undo()
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numba", "compile"])
+@pytest.mark.parametrize("fused", SPEAKING, indirect=True)
+def test_logits_equal_those_of_transformers_within_rounding(fused, kernel):
+    """Prefill, then steps of three requests of two rows that come and go, across the end of a bucket."""
+    if kernel == "compile" and fused.tfmr.config.model_type != "gpt2":
+        pytest.skip("one family is enough: a compilation takes a minute")
+    weights = t3_weights.read(fused)
+    ours = StaticBackbone(weights, choose_step(weights, (), kernel, graphs=False)[0])
+    theirs = TransformersBackbone(upstream_t3.backbone(fused), upstream_t3.head(fused))
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for backbone in (ours, theirs):
+            backbone.begin(3, 2)
+        for length in (BUCKET - 1, 17, 40):
+            embeds = torch.randn(2, length, weights.width, generator=generator)
+            assert relative(ours.admit(embeds, 10), theirs.admit(embeds, 10)) < 1e-5
+        for index in range(8):
+            if index in (3, 5):
+                for backbone in (ours, theirs):
+                    backbone.leave(0)
+            embeds = torch.randn(2 * (3 - (index > 2) - (index > 4)), weights.width, generator=generator)
+            assert relative(ours.step(embeds)[0], theirs.step(embeds)[0]) < 1e-5
+    assert ours.cache.capacity == 2 * BUCKET
+
+
+@pytest.mark.parametrize("fused", ["english", "turbo"], indirect=True)
+def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused):
+    weights = t3_weights.read(fused)
+    embeds = torch.randn(9, weights.width, generator=torch.Generator().manual_seed(1))
+
+    def logits(rows):
+        backbone = StaticBackbone(weights, CpuStep(weights))
+        backbone.begin(len(rows), 1)
+        for row in rows:
+            backbone.admit(embeds[row].expand(1, 5 + row, -1) / (1 + torch.arange(5 + row)[:, None]), 1)
+        return backbone.step(embeds[rows])[0]
+
+    with torch.inference_mode():
+        together = logits(list(range(9)))
+        for some in ([0], [3], [2, 7], [1, 4, 8], [0, 1, 2, 3, 4, 5]):
+            assert torch.equal(logits(some), together[some])
+
+
+@pytest.mark.parametrize("fused", ["multilingual"], indirect=True)
+def test_watched_attention_is_that_of_the_heads(fused):
+    """Against the maps of Transformers' eager attention."""
+    weights, config = t3_weights.read(fused), fused.tfmr.config
+    before = config._attn_implementation
+    embeds = torch.randn(2, 31, weights.width, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        try:
+            config._attn_implementation = "eager"
+            output = fused.tfmr(inputs_embeds=embeds, output_attentions=True, use_cache=False)
+        finally:
+            config._attn_implementation = before
+        expected = torch.stack([output.attentions[layer][:, head, -1] for layer, head in HEADS]).mean(0)
+        for step in (CpuStep(weights, HEADS), choose_step(weights, HEADS, "torch", False)[0]):
+            backbone = StaticBackbone(weights, step)
+            backbone.begin(1, 2)
+            backbone.admit(embeds[:, :-1], 1)
+            _, attention = backbone.step(embeds[:, -1])
+            assert attention.shape == (1, BUCKET) and attention[0, 31:].abs().max() == 0
+            assert (attention[0, :31] - expected[0]).abs().max() < 1e-6
+    assert t3_weights.watched_heads(fused) == ((12, 15), (13, 11), (9, 2))
+
+
+@pytest.mark.parametrize("family", SPEAKING)
+def test_weights_are_fused_in_place_and_separated_again(models, family):
+    t3 = models(family).t3
+    before = {name: (id(p), p.shape, p.stride(), p.detach().clone()) for name, p in t3.named_parameters()}
+    size = sum(p.untyped_storage().nbytes() for p in {p.data_ptr(): p for p in t3.parameters()}.values())
+    journal = Journal()
+    t3_weights.fuse(t3, journal)
+    weights = t3_weights.read(t3)
+    pointers = {p.untyped_storage().data_ptr() for p in t3.tfmr.parameters()}
+    assert all(matrix.untyped_storage().data_ptr() in pointers for matrix in weights.matrices()[:-1]), "a second copy"
+    assert all(matrix.is_contiguous() for matrix in weights.matrices())
+    assert all(torch.equal(p, before[name][3]) for name, p in t3.named_parameters())
+    assert len(pointers) < len(list(t3.tfmr.parameters())) or family == "turbo"
+    journal.undo()
+    for name, p in t3.named_parameters():
+        assert (id(p), p.shape, p.stride()) == before[name][:3] and torch.equal(p, before[name][3])
+        assert p.untyped_storage().nbytes() == p.numel() * p.element_size(), name
+    after = sum(p.untyped_storage().nbytes() for p in {p.data_ptr(): p for p in t3.parameters()}.values())
+    assert after == size
+
+
+@pytest.mark.parametrize("model", ["english", "turbo"], indirect=True)
+def test_weights_that_somebody_casts_or_replaces_after_apply_are_read_anew(model):
+    turbo.apply(model, QUIET)
+    request = {"text": TEXT}
+    expected = sample(model, 0, request).tokens
+    model.t3.to(torch.float64)
+    model.t3.to(torch.float32)  # every parameter has moved, and no group is fused any more
+    assert torch.equal(sample(model, 0, request).tokens, expected)
+    with torch.no_grad():
+        model.t3.speech_head.weight.data = model.t3.speech_head.weight.data.flip(1)
+    assert not torch.equal(sample(model, 0, request).tokens, expected)
+    with torch.no_grad():
+        model.t3.speech_head.weight.data = model.t3.speech_head.weight.data.flip(1)
+    assert torch.equal(sample(model, 0, request).tokens, expected)
+
+
+def test_a_model_in_bfloat16_speaks(english):
+    """Servers cast T3 right after loading it; embeddings are half precision then too."""
+    state = {name: p.detach().clone() for name, p in english.t3.named_parameters()}
+    turbo.apply(english, QUIET)
+    try:
+        english.t3.bfloat16()
+        english.conds.t3.to(dtype=torch.bfloat16)
+        tokens = sample(english, 0, {"text": TEXT}).tokens
+        assert tokens.numel() > 3
+    finally:
+        turbo.revert(english)
+        english.t3.float()
+        english.conds.t3.to(dtype=torch.float32)
+        with torch.no_grad():
+            for name, p in english.t3.named_parameters():
+                p.copy_(state[name])
+
+
+@pytest.mark.parametrize("surrounding", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_surroundings_of_a_call_change_nothing(english, surrounding):
+    turbo.apply(english, QUIET)
+    text = torch.tensor([[255, *range(10, 30), 0]]).repeat(2, 1)
+
+    def tokens():
+        torch.manual_seed(0)
+        return english.t3.inference(t3_cond=english.conds.t3, text_tokens=text, max_new_tokens=12)
+
+    expected = tokens()
+    with surrounding():
+        first = tokens()
+    assert torch.equal(tokens(), expected)
+    if surrounding is torch.inference_mode:
+        assert torch.equal(first, expected)
+
+
+def test_the_cache_is_given_back_on_revert_and_on_collection():
+    model = synthetic.build("english", "tiny", seed=9)
+    turbo.apply(model, QUIET)
+    speak(model)
+    token_model = model.turbo.token_model
+    cache = token_model._backbone.cache
+    assert cache.nbytes > 0
+    turbo.revert(model)
+    assert cache.nbytes == 0 and token_model._backbone is None
+    turbo.apply(model, QUIET)
+    speak(model)
+    gone = weakref.ref(model.turbo.token_model._backbone.cache.keys)
+    del model, token_model, cache
+    gc.collect()
+    assert gone() is None
+
+
+def test_many_generations_do_not_grow_the_cache(english):
+    turbo.apply(english, QUIET)
+    speak(english)
+    cache = english.turbo.token_model._backbone.cache
+    size = cache.nbytes
+    for seed in range(5):
+        speak(english, seed)
+    assert cache.nbytes == size
+
+
+def test_rows_of_the_cache_grow_move_and_leave():
+    cache = KVCache(2, 3, 4, torch.float32, torch.device("cpu"))
+    cache.begin(4)
+    cache.ensure(2)
+    for row, length in enumerate((2, 1, 2, 1)):
+        cache.append(1, length)
+        cache.keys[:, row, :, :length] = row + 1
+        cache.values[:, row, :, :length] = -row - 1
+    cache.ensure(BUCKET + 1)
+    assert cache.capacity == 2 * BUCKET and cache.device_lengths.tolist() == [2, 1, 2, 1]
+    cache.drop(0, 2)
+    assert cache.lengths == [2, 1] and cache.device_lengths.tolist() == [2, 1, 0, 0]
+    assert cache.keys[0, :2, 0, 0].flatten().tolist() == [3, 3, 3, 3, 4, 4, 4, 4]
+    cache.advance()
+    assert cache.lengths == [3, 2] and cache.device_lengths.tolist() == [3, 2, 0, 0]
+    cache.drop(1, 1)
+    assert cache.rows == 1
+    cache.begin(1)
+    assert (cache.rows, cache.keys.size(1), cache.device_lengths.tolist()) == (0, 1, [0])
+    cache.release()
+    assert cache.nbytes == 0
+
+
+# -- which step ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", ["english"], indirect=True)
+def test_the_fastest_step_is_measured_once_and_remembered(fused, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "deep" / "folder"))
+    weights = t3_weights.read(fused)
+    choice = fastest(weights)
+    written = tmp_path / "deep" / "folder" / "steps.json"
+    assert set(choice.names.values()) <= {"torch", "numba"} and "ms a layer" in choice.remark
+    text = written.read_text()
+    slow = text.replace('"numba": 0.', '"numba": 9.')
+    assert slow != text
+    written.write_text(slow)
+    assert set(fastest(weights).names.values()) == {"torch"}, "measured again, or not read"
+    written.write_text("{ broken")
+    assert set(fastest(weights).names) == set(choice.names)
+
+
+def test_a_number_of_rows_between_two_measured_ones_takes_the_larger():
+    choice = Choice({1: "a", 2: "b", 8: "c"}, "")
+    assert [choice.name(rows) for rows in (1, 2, 3, 8, 30)] == ["a", "b", "c", "c", "c"]
+
+
+@pytest.mark.parametrize("fused", ["english"], indirect=True)
+def test_what_the_numba_step_cannot_run_is_told_and_left_to_torch(fused):
+    weights = t3_weights.read(fused)
+    assert unsuitable(weights) == ""
+    half = {id(p): p.data for p in fused.tfmr.parameters()}
+    try:
+        fused.tfmr.half()
+        reason = unsuitable(t3_weights.read(fused))
+        assert "float16" in reason
+        assert choose_step(t3_weights.read(fused), (), "numba", False)[1] == f"torch step: {reason}"
+    finally:
+        for p in fused.tfmr.parameters():
+            p.data = half[id(p)]
+
+
+def test_a_backbone_with_another_activation_is_refused_or_skipped(english):
+    config = english.t3.tfmr.config
+    try:
+        config.hidden_act = "gelu"
+        step = turbo.inspect(english, QUIET).step("decoding")
+        assert step.status == "skipped" and "hidden_act = 'gelu'" in step.reason and "upstream" in step.reason
+        with pytest.raises(UnavailablePassError, match="hidden_act"):
+            turbo.apply(english, {"decoding": {"enabled": True}})
+        assert turbo.inspect(english, "exact").step("decoding").status == "on"
+    finally:
+        config.hidden_act = "silu"
+
+
+def test_text_beyond_the_position_table_is_refused(english):
+    turbo.apply(english, QUIET)
+    table = english.t3.text_pos_emb.emb.num_embeddings
+    text = torch.tensor([[255, *[7] * table, 0]]).repeat(2, 1)
+    with pytest.raises(InvalidRequestError, match=f"has {table + 2} tokens, but the model has positions for {table}"):
+        english.t3.inference(t3_cond=english.conds.t3, text_tokens=text, max_new_tokens=3)
+    assert torch.isfinite(speak(english)).all()
+
+
+def test_prefill_and_step_continue_each_other(models):
+    """A prefix of n positions, or of n - 1 and a step: the same logits and the same cache."""
+    t3, journal = models("turbo").t3, Journal()
+    t3_weights.fuse(t3, journal)
+    weights = t3_weights.read(t3)
+    embeds = torch.randn(2, 20, weights.width, generator=torch.Generator().manual_seed(4))
+    caches = []
+    with torch.inference_mode():
+        for split in (20, 19):
+            cache = KVCache(len(weights.layers), weights.heads, weights.head_width, torch.float32, weights.device)
+            cache.begin(2)
+            cache.ensure(20)
+            logits = prefill(weights, cache, embeds[:, :split])
+            if split == 19:
+                again, _ = decode_step(weights, cache, embeds[:, 19], cache.device_lengths, cache.capacity)
+                assert relative(again, caches[0][1]) < 1e-5
+            caches.append((cache, logits))
+    assert relative(caches[1][0].keys, caches[0][0].keys) < 1e-5
+    journal.undo()
