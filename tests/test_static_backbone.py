@@ -82,6 +82,23 @@ def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused):
             assert torch.equal(logits(some), together[some])
 
 
+@pytest.mark.parametrize("fused", ["english"], indirect=True)
+def test_the_numba_step_leaves_the_number_of_threads_as_it_was(fused):
+    """numba sets it for the OpenMP runtime that it shares with torch, whose results depend on it in the last bit."""
+    weights, before = t3_weights.read(fused), torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            backbone = StaticBackbone(weights, CpuStep(weights))
+            with torch.inference_mode():
+                backbone.begin(1, 1)
+                backbone.admit(torch.zeros(1, 3, weights.width), 2)
+                backbone.step(torch.zeros(1, weights.width))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("fused", ["multilingual"], indirect=True)
 def test_watched_attention_is_that_of_the_heads(fused):
     """Against the maps of Transformers' eager attention."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,7 @@ class CpuStep:
         scratch = self._buffers(rows, capacity)
         keys, values = cache.keys.numpy(), cache.values.numpy()
         attention = np.zeros((rows, capacity), np.float32) if self._watch else None
-        threads = _set_threads()
-        with _exclusively():
+        with _threads() as threads:
             for index, layer in enumerate(self._layers):
                 kernels.block(x, *layer, turn, (keys[index], values[index]), lengths, weights.gated, scratch, threads)
                 for _, head in (pair for pair in self._watch if pair[0] == index):
@@ -123,22 +123,22 @@ def _vector(vector: Tensor | None) -> np.ndarray:
     return np.empty(0, np.float32) if vector is None else vector.detach().float().numpy()
 
 
-def _set_threads() -> int:
-    """As many threads as torch uses."""
+@contextmanager
+def _threads() -> Iterator[int]:
+    """As many threads as torch uses, and torch's number unchanged afterwards; one caller at a time where needed."""
     import numba
 
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    before = torch.get_num_threads()
+    threads = min(before, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
-    return threads
-
-
-def _exclusively() -> AbstractContextManager:
-    """One caller at a time, where numba's thread pool demands it."""
-    import numba
-
     try:
         pool = numba.threading_layer()
     except ValueError:  # not started yet
         pool = ""
     # numba ends the process when two threads enter its own pool; OpenMP and TBB have no such limit
-    return nullcontext() if pool in ("omp", "tbb") else _ONE_AT_A_TIME
+    with nullcontext() if pool in ("omp", "tbb") else _ONE_AT_A_TIME:
+        try:
+            yield threads
+        finally:
+            if torch.get_num_threads() != before:  # numba sets it for the OpenMP runtime that both share
+                torch.set_num_threads(before)
