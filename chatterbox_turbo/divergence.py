@@ -18,7 +18,7 @@ FP32 = {"decoding": {"enabled": True, "progress": "off", "backbone": "static"}}
 class Divergence:
     """Over the steps of one utterance: Kullback-Leibler divergence (nats) from fp32, and agreement of the likeliest.
 
-    ``agreement``: share of steps whose likeliest id is the same; ``in_top_5``: where fp32's is among the likeliest five.
+    ``agreement``: share of steps with the same likeliest id; ``in_top_5``: with fp32's among the likeliest five.
     """
 
     steps: int

@@ -40,13 +40,15 @@ class Sample:
 class Comparison:
     """An optimized sample against upstream's for the same input and seed.
 
-    ``snr_db`` is infinite for equal samples and minus infinity where the lengths differ.
+    ``snr_db`` is infinite for equal samples and minus infinity where the lengths differ. ``kinds``: what the
+    two tensors are (``kind_of``), where they are not of one kind; otherwise empty.
     """
 
     token_agreement: float  # share of equal ids, over the longer sequence
     first_mismatch: int | None
     snr_db: float
     watermarked: bool
+    kinds: str = ""
 
     def broken(self, promise: Fidelity) -> str:
         """How the promise is broken, or an empty string. A lossy promise is its published figures, not a bound."""
@@ -54,6 +56,8 @@ class Comparison:
             return "PerTh's detector does not find the watermark"
         if promise != "lossy" and self.first_mismatch is not None:
             return f"speech tokens differ from step {self.first_mismatch} on ({self.token_agreement:.1%} agree)"
+        if promise != "lossy" and self.kinds:
+            return f"the output is {self.kinds}"
         if promise == "exact" and not math.isinf(self.snr_db):
             return f"samples differ ({self.snr_db:.0f} dB SNR)"
         if promise != "lossy" and self.snr_db < NUMERICAL_SNR_DB:
@@ -86,10 +90,12 @@ def sample(model: Any, seed: int, request: dict[str, Any]) -> Sample:
 
 
 def compare_samples(model: Any, ours: Sample, reference: Sample) -> Comparison:
-    """Tokens, samples and watermark of ``ours`` against upstream's ``reference``."""
+    """Tokens, samples, watermark and kind of ``ours`` against upstream's ``reference``."""
     agreement, mismatch = compare_tokens(ours.tokens, reference.tokens)
     watermarked = detected(identify(model).watermarker, ours.wav, model.sr)
-    return Comparison(agreement, mismatch, snr_db(ours.wav, reference.wav), watermarked)
+    kind, expected = kind_of(ours.wav), kind_of(reference.wav)
+    kinds = "" if kind == expected else f"{kind}, upstream's {expected}"
+    return Comparison(agreement, mismatch, snr_db(ours.wav, reference.wav), watermarked, kinds)
 
 
 def compare(
@@ -122,10 +128,24 @@ def compare_tokens(ours: Tensor | None, reference: Tensor | None) -> tuple[float
     return float(equal.sum()) / longest, int(differing[0]) if len(differing) else shared
 
 
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor is apart from its values: number format, device, and how autograd treats it.
+
+    An inference tensor may not be written to or trained through outside of inference mode.
+    """
+    words = [f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"]
+    if tensor.is_inference():
+        words.append("as an inference tensor")
+    if tensor.requires_grad:
+        words.append("with gradients")
+    return " ".join(words)
+
+
 def snr_db(ours: Tensor, reference: Tensor) -> float:
     """Signal-to-noise ratio in dB of ``ours`` against ``reference``, same shape; see ``Comparison``."""
     if ours.shape != reference.shape:
         return -math.inf
+    ours, reference = ours.detach().cpu(), reference.detach().cpu()
     noise = (ours.double() - reference.double()).square().sum()
     if noise == 0:
         return math.inf

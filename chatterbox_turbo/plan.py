@@ -9,7 +9,7 @@ from typing import Literal
 from .config import Fidelity, OptimizationConfig, exceeds
 from .errors import ForeignPatchError, InvalidConfigError, PassConflictError, TurboError, UnavailablePassError
 from .passes.base import Context, Pass
-from .upstream.families import TITLES
+from .upstream.families import FAMILIES, TITLES
 from .upstream.patch_points import check, patch_points
 
 Status = Literal["on", "skipped", "off"]
@@ -55,7 +55,8 @@ def build_plan(context: Context, passes: Sequence[Pass]) -> Plan:
     """Decide each pass. Reads the model, changes nothing; ``context.journal`` tells own patches from foreign.
 
     Raises:
-        InvalidConfigError: two passes of one name, or a demanded pass above the fidelity ceiling.
+        InvalidConfigError: two passes of one name, a patch point that no family has, or a demanded pass above
+            the fidelity ceiling.
         UnavailablePassError, ForeignPatchError: a demanded pass cannot run.
         PassConflictError: two demanded passes exclude each other.
     """
@@ -63,6 +64,15 @@ def build_plan(context: Context, passes: Sequence[Pass]) -> Plan:
     for name in names:
         if not name or names.count(name) > 1:
             raise InvalidConfigError(f"Pass name {name!r} is empty or used twice.", "", "Give each pass its own name.")
+    known = {path for family in FAMILIES for path in patch_points(family)}
+    for p in passes:
+        for path in (*p.patch_points, *p.replaces):
+            if path not in known:
+                raise InvalidConfigError(
+                    f"The pass {p.name!r} names the patch point {path!r}.",
+                    "No family has one of that name, so nothing would be checked.",
+                    f"Known are: {', '.join(sorted(known))}; the list is in upstream/patch_points.py.",
+                )
     steps: list[Step] = []
     for p in passes:
         status, reason = _decide(p, context, [q for q, step in zip(passes, steps, strict=False) if step.status == "on"])
@@ -106,7 +116,7 @@ def _obstacle(p: Pass, context: Context, running: list[Pass], demanded: bool) ->
         return reason, UnavailablePassError
     points = patch_points(parts.family)
     for path in p.patch_points:
-        if path not in points:
+        if path not in points:  # another family's
             continue
         finding = check(parts, points[path], context.journal)
         matters = not finding.forceable or (path in p.replaces and not demanded)

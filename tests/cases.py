@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from chatterbox_turbo import synthetic
-from chatterbox_turbo.fidelity import arguments
+from chatterbox_turbo import OptimizationConfig, synthetic
+from chatterbox_turbo.config import FIDELITIES
+from chatterbox_turbo.fidelity import arguments, kind_of
+from chatterbox_turbo.passes import ALL_PASSES
+from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.upstream.families import identify
 
 FAMILIES = ("english", "multilingual", "turbo", "vc")
 SPEAKING = FAMILIES[:3]
-SECTIONS = ("decoding", "alignment", "precision", "watermark", "warmup")
-QUIET = {"progress": "off"}
+UPSTREAM = {"progress": "off", "backbone": "upstream"}
+STATIC = {"progress": "off", "backbone": "static", "kernel": "torch"}  # the other kernels: test_decoding.py
 
 
 @dataclass(frozen=True)
@@ -26,29 +30,35 @@ class Case:
     """One pass alone, the families it applies to, its promise, and what shows that it did something.
 
     ``observe(model, turn_on, speak)`` calls ``turn_on`` and ``speak`` and returns something that must be
-    different with the pass than without.
+    different with the pass than without. ``variant`` tells the rows of one pass apart.
     """
 
-    name: str
+    name: str  # of the pass and of its section
     options: dict[str, Any]
     families: tuple[str, ...]
     promise: str
     observe: Callable[[Any, Callable[[], None], Callable[[], torch.Tensor]], Any]
+    variant: str = ""
 
     @property
     def config(self) -> dict[str, Any]:
         return only(self)
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
 
 def only(*cases: Case) -> dict[str, Any]:
-    """A configuration with exactly these passes demanded and every other one off."""
-    sections: dict[str, Any] = {name: {"enabled": False} for name in SECTIONS}
+    """Exactly these passes demanded, every other one off; the ceiling is what they promise."""
+    sections: dict[str, Any] = {name: {"enabled": False} for name, _ in OptimizationConfig().sections()}
     for case in cases:
         sections[case.name] = {"enabled": True, **case.options}
-    return sections
+    return {"fidelity": weakest(*cases), **sections}
+
+
+def weakest(*cases: Case) -> str:
+    """The weakest of the cases' promises."""
+    return max((case.promise for case in cases), key=FIDELITIES.index, default=FIDELITIES[0])
 
 
 def _state_dict_and_bar(model, turn_on, speak):
@@ -59,6 +69,18 @@ def _state_dict_and_bar(model, turn_on, speak):
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         speak()
     return list(model.t3.state_dict()) == keys, "/1000" in shown.getvalue()
+
+
+def _steps_of_transformers(model, turn_on, speak):
+    """How often the Transformers model computes: for every token upstream, never on the static backbone."""
+    turn_on()
+    calls = []
+    hook = model.t3.tfmr.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        speak()
+    finally:
+        hook.remove()
+    return len(calls)
 
 
 def _new_hooks(model, turn_on, speak):
@@ -93,7 +115,8 @@ def _work_before_the_first_call(model, turn_on, speak):
 
 
 CASES = (
-    Case("decoding", QUIET, SPEAKING, "exact", _state_dict_and_bar),
+    Case("decoding", UPSTREAM, SPEAKING, "exact", _state_dict_and_bar, "upstream"),
+    Case("decoding", STATIC, SPEAKING, "numerical", _steps_of_transformers, "static"),
     Case("alignment", {}, ("multilingual",), "exact", _new_hooks),
     Case("watermark", {}, FAMILIES, "exact", _survives_a_swap),
     Case("warmup", {"level": "full"}, FAMILIES, "exact", _work_before_the_first_call),
@@ -118,6 +141,19 @@ def count_hooks(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
+def voice_kinds(model: Any) -> dict[str, str]:
+    """The kind of every tensor of the voice that is on the model, by its path."""
+    return {path: kind_of(tensor) for path, tensor in _tensors(identify(model).voice)}
+
+
+def _tensors(holder: Any, path: str = "voice") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(holder, torch.Tensor):
+        yield path, holder
+        return
+    for name, value in (holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})).items():
+        yield from _tensors(value, f"{path}.{name}")
+
+
 @dataclass
 class Snapshot:
     """Everything that ``revert`` must put back, compared with ``==``; ``kept`` keeps ids from being reused."""
@@ -129,7 +165,8 @@ class Snapshot:
 def snapshot(model: Any) -> Snapshot:
     """Instance attributes of the model and of every object that holds a part, module by module.
 
-    The voice is looked at by its identity and content keys, hooks by identity and order, parameters by storage.
+    The voice is looked at by the identity and kind of its tensors, hooks by identity and order, weights by
+    storage; those of T3, which a pass may lay out anew, by identity, layout and content.
     """
     kept: list[Any] = []
 
@@ -139,17 +176,27 @@ def snapshot(model: Any) -> Snapshot:
 
     def entry(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return (id(value), value.data_ptr(), value.dtype, str(value.device))
+            return (id(value), value.data_ptr(), kind_of(value))
         return entries(value) if isinstance(value, dict) else id(value)
 
     roots = {name: getattr(model, name, None) for name in ("t3", "s3gen", "ve")}
-    state = {"model": entries(vars(model)), "class": entries(dict(vars(type(model))))}
+    voice = dict(_tensors(identify(model).voice))
+    kept.extend(voice.values())
+    state: dict[str, Any] = {"model": entries(vars(model)), "class": entries(dict(vars(type(model))))}
+    state["voice"] = {path: (id(tensor), kind_of(tensor)) for path, tensor in voice.items()}
     for root, module in roots.items():
         if module is None:
             continue
-        state[f"{root}.state_dict"] = {k: v.data_ptr() for k, v in module.state_dict().items()}
+        state[f"{root}.state_dict"] = {
+            key: tuple(value.shape) if root == "t3" else value.data_ptr() for key, value in module.state_dict().items()
+        }
         for path, part in module.named_modules():
-            state[f"{root}.{path}"] = entries(vars(part))
+            attributes = dict(vars(part))
+            if root == "t3":
+                weights = attributes.pop("_parameters") | attributes.pop("_buffers")
+                kept.extend(weights.values())
+                state[f"{root}.{path} weights"] = {name: _weight(value) for name, value in weights.items()}
+            state[f"{root}.{path}"] = entries(attributes)
             state[f"{root}.{path} class"] = entries(dict(vars(type(part))))
             if hasattr(part, "config"):
                 state[f"{root}.{path} config"] = {k: repr(v) for k, v in vars(part.config).items()}
@@ -157,6 +204,15 @@ def snapshot(model: Any) -> Snapshot:
         if hasattr(getattr(model, owner, None), "__dict__"):
             state[owner] = entries(vars(getattr(model, owner)))
     return Snapshot(state, kept)
+
+
+def _weight(tensor: torch.Tensor | None) -> Any:
+    """Identity, kind, layout, whether the storage holds nothing else, and a checksum of the content."""
+    if tensor is None:
+        return None
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return (id(tensor), kind_of(tensor), tuple(tensor.shape), tensor.stride(), alone, zlib.crc32(content))
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
@@ -174,3 +230,60 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
 
     walk("", before.state, after.state)
     return found
+
+
+class Injected(Exception):
+    """Raised on purpose by a test."""
+
+
+@dataclass
+class Faults:
+    """Places at which an error can be injected while a model is optimized; see ``faults_around``."""
+
+    target: int = 0
+    passed: int = 0
+
+    def arm(self, target: int) -> None:
+        """Raise at the place of this number, counted from 1; 0 counts only."""
+        self.target, self.passed = target, 0
+
+    def reach(self) -> None:
+        self.passed += 1
+        if self.passed == self.target:
+            raise Injected
+
+
+def faults_around(monkeypatch: Any, name: str = "") -> Faults:
+    """A place before and one after each write to the journal.
+
+    With the ``name`` of a pass only the writes of its own ``apply`` count, and one place more follows it.
+    """
+    faults, inside = Faults(), not name
+
+    def failing(verb):
+        def write(self, *args):
+            if inside:
+                faults.reach()
+            verb(self, *args)
+            if inside:
+                faults.reach()
+
+        return write
+
+    for verb in ("set", "record"):  # wrap calls set
+        monkeypatch.setattr(Journal, verb, failing(getattr(Journal, verb)))
+    for p in ALL_PASSES:
+        if p.name == name:
+
+            def apply(context, apply=p.apply):
+                nonlocal inside
+                inside = True
+                try:
+                    remark = apply(context)
+                    faults.reach()
+                finally:
+                    inside = False
+                return remark
+
+            monkeypatch.setattr(p, "apply", apply)
+    return faults

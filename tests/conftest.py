@@ -14,6 +14,12 @@ for name in [name for name in os.environ if name.startswith("CHATTERBOX_TURBO__"
     del os.environ[name]  # a developer's own overrides must not decide what is tested
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What is measured of this machine stays in this session."""
+    os.environ["CHATTERBOX_TURBO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def models():
     """``models(family)``: a tiny model with a voice, built once."""

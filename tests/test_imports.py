@@ -55,7 +55,8 @@ def test_the_hot_path_knows_nothing_of_passes_config_or_upstream():
 
 def test_layers_point_downward():
     order = ["errors", "presets", "config", "config_io", "patching", "runtime", "upstream", "passes", "plan", "report",
-             "instruments", "handle", "api", "fidelity", "benchmark", "synthetic", "cli"]  # fmt: skip
+             "instruments", "batch", "handle", "api", "divergence", "fidelity", "benchmark", "synthetic",
+             "cli"]  # fmt: skip
     rank = {name: index for index, name in enumerate(order)}
     allowed = {("config", "config_io"), ("plan", "report"), ("handle", "api")}  # inside a function, for messages
     for path in ROOT.rglob("*.py"):

@@ -25,7 +25,8 @@ def test_a_foreign_patch_is_skipped_or_refused(english):
         with pytest.raises(ForeignPatchError, match=r"t3\.inference"):
             turbo.apply(english, {"decoding": {"enabled": True}})
         turbo.apply(english)
-        assert english.turbo.plan.running == ["watermark"]
+        running = english.turbo.plan.running
+        assert "watermark" in running and "decoding" not in running
         speak(english)
     finally:
         turbo.revert(english)
@@ -103,6 +104,19 @@ def test_conflicting_passes_and_double_names_are_refused(english):
         turbo.apply(english, passes=[Loud(), Silent()])
     with pytest.raises(InvalidConfigError, match="used twice"):
         turbo.apply(english, passes=[Loud(), Loud()])
+
+
+@pytest.mark.parametrize("attribute", ["patch_points", "replaces"])
+def test_a_pass_that_names_an_unknown_patch_point_is_refused(english, attribute):
+    class Misspelt(Loud):
+        patch_points = ("s3gen.inference", "t3.inference_turbo")  # the second is another family's
+
+    assert "loud" in turbo.inspect(english, passes=[Misspelt()]).running
+    setattr(Misspelt, attribute, ("s3gen.infer",))
+    before = snapshot(english)
+    with pytest.raises(InvalidConfigError, match=r"'loud' names the patch point 's3gen\.infer'.*s3gen\.inference"):
+        turbo.apply(english, passes=[Misspelt()])
+    assert difference(before, snapshot(english)) == []
 
 
 def test_a_pass_above_the_ceiling_is_refused(english):

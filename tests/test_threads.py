@@ -157,6 +157,6 @@ def test_first_applies_of_two_threads_leave_one_layer(english):
         thread.start()
     for thread in threads:
         thread.join()
-    assert english.turbo.plan.running == ["decoding", "watermark"]
+    assert {"decoding", "watermark"} <= set(english.turbo.plan.running)
     turbo.revert(english)
     assert set(vars(english)) == before
