@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..patching import Journal
 from ..runtime import half_precision
+from ..runtime.host_memory import EVERY, give_back
 from ..runtime.weights import Layer, Linear, Norm, Weights
 from . import t3 as upstream_t3
 from .alignment import analyzer_class
@@ -39,21 +40,30 @@ def cast(t3: nn.Module, dtype: torch.dtype, journal: Journal) -> None:
 
     Norms, embeddings and the conditioning encoder keep theirs: they are a twentieth of the weights.
     """
-    for group in (*_groups(t3), *([p] for p in _others(t3))):
-        for parameter in group:
-            original = parameter.dtype
+    parameters = [parameter for group in _groups(t3) for parameter in group] + list(_others(t3))
+    for number, parameter in enumerate(parameters):
+        original = parameter.dtype
+        with torch.no_grad():
+            half, restore = half_precision.cast(parameter.data, dtype)
+
+        def undo(number=number, parameter=parameter, restore=restore, original=original) -> None:
             with torch.no_grad():
-                half, restore = half_precision.cast(parameter.data, dtype)
+                if parameter.dtype == dtype:
+                    parameter.data = restore(parameter.data)
+                elif parameter.dtype != original:  # somebody else has cast it meanwhile
+                    parameter.data = parameter.data.to(original)
+            _give_back_sometimes(number)
 
-            def undo(parameter=parameter, restore=restore, original=original) -> None:
-                with torch.no_grad():
-                    if parameter.dtype == dtype:
-                        parameter.data = restore(parameter.data)
-                    elif parameter.dtype != original:  # somebody else has cast it meanwhile
-                        parameter.data = parameter.data.to(original)
+        journal.record("number format of T3", undo)
+        parameter.data = half
+        del half
+        _give_back_sometimes(number)
+    give_back()
 
-            journal.record("number format of T3", undo)
-            parameter.data = half
+
+def _give_back_sometimes(number: int) -> None:
+    if number % EVERY == 0:  # and so at the last undo, which is that of number 0
+        give_back()
 
 
 def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
@@ -68,9 +78,16 @@ def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
 def fuse(t3: nn.Module, journal: Journal) -> None:
     """Give every group one storage; undoing gives each parameter its own, contiguous as upstream made it."""
     transposed = not upstream_t3.is_llama(t3)
-    for group in _groups(t3):
-        journal.record("fused weights of T3", lambda group=group: _separate(group))
+    for number, group in enumerate(_groups(t3)):
+
+        def undo(number=number, group=group) -> None:
+            _separate(group)
+            _give_back_sometimes(number)
+
+        journal.record("fused weights of T3", undo)
         _fuse(group, transposed)
+        _give_back_sometimes(number)
+    give_back()
 
 
 def _fuse(group: list[nn.Parameter], transposed: bool) -> None:
