@@ -71,7 +71,11 @@ def rows_table(model, weights_format):
 
     weights = t3_weights.read(model.t3)
     steps = {name: _make(name, weights) for name in ("torch", "numba")}
-    print(f"\n{weights_format}\n{'rows':>6}  " + "  ".join(f"{name + ', ms a step':>18}" for name in steps) + "   tokens/s of the faster")
+    print(
+        f"\n{weights_format}\n{'rows':>6}  "
+        + "  ".join(f"{name + ', ms a step':>18}" for name in steps)
+        + "   tokens/s of the faster"
+    )
     for rows in (1, 2, 4, 8, 16, 32):
         cache = KVCache(len(weights.layers), weights.heads, weights.head_width, torch.float32, weights.device)
         cache.begin(rows)

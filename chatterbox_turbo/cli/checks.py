@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from ..runtime.half_precision import cpu_flags
 from .machine import cpu_model, version
 
 UPSTREAM = "chatterbox-tts"
@@ -70,6 +69,8 @@ def torch_release() -> Check:
 def devices() -> Iterator[Check]:
     """The processor and each GPU, with what half precision gains there."""
     import torch
+
+    from ..runtime.half_precision import cpu_flags
 
     flags = ", ".join(sorted(cpu_flags()))
     half = f"half precision: {flags}" if flags else "no half-precision instructions known: fp32 is the fast format"
