@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .errors import InvalidRequestError
+from .errors import DecodingError, InvalidRequestError
 from .passes.decoding import TokenModel
 from .runtime.token_loop import Request
 from .upstream.families import Parts
@@ -48,6 +48,7 @@ def speak_batch(
 
     Raises:
         InvalidRequestError: an item is no mapping, or has neither text nor voice; nothing has been generated then.
+        DecodingError: the model does not decode by ``model`` any more.
     """
     attribute = voice_attribute(parts)
     own = parts.voice
@@ -106,6 +107,10 @@ def _capture(parts: Parts, model: TokenModel, item: _Item, attribute: str) -> No
             parts.model.generate(**item.arguments)
     except _Captured:
         pass
+    if item.request is None:
+        raise DecodingError(
+            "generate ended without a call of T3.", "The decoding pass is not in place (reverted?).", "Apply it again."
+        )
     item.voice = getattr(parts.model, attribute)
     item.arguments.pop("audio_prompt_path", None)  # encoded by now
 

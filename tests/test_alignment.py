@@ -11,7 +11,7 @@ from chatterbox_turbo import synthetic
 from chatterbox_turbo.fidelity import compare_tokens, sample
 from chatterbox_turbo.upstream.alignment import analyzer_hooks
 
-QUIET = {"decoding": {"progress": "off"}}
+QUIET = {"decoding": {"progress": "off", "backbone": "upstream"}}  # the static backbone has no hooks to leave
 ALONE = {"decoding": {"enabled": False}}  # upstream's own token loop inside the pass
 REQUEST = {"text": "A sentence of a certain length.", "language_id": "en"}
 
@@ -42,6 +42,9 @@ def test_a_hundred_calls_leave_no_hook_and_no_switch(fresh):
         hundredth = sample(fresh, 3, REQUEST)
         assert (count_hooks(fresh.t3), switches(fresh)) == (hooks, before)
     assert torch.equal(first.tokens, hundredth.tokens) and torch.equal(first.wav, hundredth.wav)
+    with turbo.optimized(fresh, {"decoding": {"progress": "off", "backbone": "static"}}):
+        assert torch.equal(sample(fresh, 3, REQUEST).tokens, first.tokens)
+        assert (count_hooks(fresh.t3), switches(fresh)) == (hooks, before)
 
 
 def test_upstreams_own_loop_is_contained_too(fresh):
@@ -85,7 +88,7 @@ def test_an_interrupted_call_leaves_nothing_either(fresh):
     hooks, before = count_hooks(fresh.t3), switches(fresh)
     with turbo.optimized(fresh, QUIET):
         expected = sample(fresh, 3, REQUEST)
-        with pytest.raises(Stop), turbo.optimized(fresh, {"decoding": {"progress": stop}}):
+        with pytest.raises(Stop), turbo.optimized(fresh, {"decoding": {"progress": stop, "backbone": "upstream"}}):
             speak(fresh)
         assert count_hooks(fresh.t3) == hooks
         assert torch.equal(sample(fresh, 3, REQUEST).wav, expected.wav)

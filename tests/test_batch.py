@@ -7,7 +7,7 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.errors import InvalidRequestError, UnavailablePassError
+from chatterbox_turbo.errors import DecodingError, InvalidRequestError, UnavailablePassError
 from chatterbox_turbo.fidelity import snr_db
 
 QUIET = {"decoding": {"progress": "off"}}
@@ -103,6 +103,13 @@ def test_without_the_decoding_pass_there_is_no_batch(english, models):
     vc = models("vc")
     with turbo.optimized(vc), pytest.raises(UnavailablePassError, match="does not apply"):
         vc.turbo.batch([{"text": "One."}])
+
+
+def test_a_handle_that_has_outlived_its_patches_is_told(english):
+    handle = turbo.apply(english, QUIET).turbo
+    turbo.revert(english)
+    with pytest.raises(DecodingError, match="without a call of T3"):
+        handle.batch([{"text": "One."}])
 
 
 @pytest.mark.parametrize("model", ["english", "multilingual"], indirect=True)
