@@ -82,6 +82,9 @@ class PrecisionSection(Section):
         "float32",
         description="The weights of T3 while decoding. auto: the half-precision format that this device is good at.",
     )
+    flow: Literal["float32", "auto", "bfloat16", "float16"] = Field(
+        "float32", description="The weights of the flow estimator; auto as for t3. The rest of S3Gen stays float32."
+    )
     tf32: bool = Field(False, description="TensorFloat-32 matrix products and convolutions while generating.")
 
     @property
@@ -90,9 +93,37 @@ class PrecisionSection(Section):
 
     @property
     def idle(self) -> str:
-        if self.tf32 or self.t3 != "float32":
+        if self.tf32 or self.t3 != "float32" or self.flow != "float32":
             return ""
-        return "precision.t3 is float32 and precision.tf32 is false"
+        return "precision.t3 and precision.flow are float32 and precision.tf32 is false"
+
+
+class FlowSection(Section):
+    """Flow matching: speech tokens to mel frames."""
+
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Euler steps instead of upstream's 10 (Turbo: 2). Fewer are faster and rougher.",
+    )
+    guided_steps: int | None = Field(
+        None, ge=0, le=100, description="Steps from the first on that are guided; the others take half the time."
+    )
+    prompt_seconds: float | None = Field(
+        None, ge=1.0, le=10.0, description="Of the reference voice, the last seconds only; the shorter, the faster."
+    )
+    graphs: bool = Field(True, description="CUDA graphs around a step, on CUDA.")
+    compile: bool = Field(False, description="torch.compile of a step, where there is a compiler.")
+
+    @property
+    def promise(self) -> Fidelity:
+        knobs = (self.steps, self.guided_steps, self.prompt_seconds)
+        return "numerical" if all(knob is None for knob in knobs) else "lossy"
+
+
+class VocoderSection(Section):
+    """Mel frames to samples."""
 
 
 class WatermarkSection(Section):
@@ -130,6 +161,8 @@ class OptimizationConfig(BaseModel):
     decoding: DecodingSection = DecodingSection()
     alignment: AlignmentSection = AlignmentSection()
     precision: PrecisionSection = PrecisionSection()
+    flow: FlowSection = FlowSection()
+    vocoder: VocoderSection = VocoderSection()
     watermark: WatermarkSection = WatermarkSection()
     warmup: WarmupSection = WarmupSection()
 
@@ -156,6 +189,11 @@ class OptimizationConfig(BaseModel):
                 + ("enabled is false" if self.decoding.enabled is False else 'backbone is "upstream"')
                 + ": only the static backbone reads weights in half precision"
             )
+        if self.halves_flow and self.flow.enabled is False:
+            raise ValueError(
+                f'precision.flow is "{self.precision.flow}" but flow.enabled is false: only the solver of this package '
+                "keeps token ids and state out of half precision"
+            )
         for name, section in self.sections():
             if section.enabled is True and section.idle:
                 raise ValueError(f"{name}.enabled is true but {section.idle}: there is nothing to enable")
@@ -174,6 +212,11 @@ class OptimizationConfig(BaseModel):
     def halves_t3(self) -> bool:
         """Whether the weights of T3 are asked for in half precision."""
         return self.precision.t3 != "float32" and self.precision.enabled is not False
+
+    @property
+    def halves_flow(self) -> bool:
+        """Whether the weights of the flow estimator are asked for in half precision."""
+        return self.precision.flow != "float32" and self.precision.enabled is not False
 
     def sections(self) -> list[tuple[str, Section]]:
         """The sections by name, in the order of the fields."""

@@ -114,10 +114,28 @@ def _work_before_the_first_call(model, turn_on, speak):
     return len(runs)
 
 
+def _runs_of(path):
+    """How often upstream's module at ``path`` runs, which the pass replaces or runs once instead of in each step."""
+
+    def observe(model, turn_on, speak):
+        turn_on()
+        calls = []
+        hook = model.s3gen.get_submodule(path).register_forward_pre_hook(lambda *_: calls.append(1))
+        try:
+            speak()
+        finally:
+            hook.remove()
+        return len(calls)
+
+    return observe
+
+
 CASES = (
     Case("decoding", UPSTREAM, SPEAKING, "exact", _state_dict_and_bar, "upstream"),
     Case("decoding", STATIC, SPEAKING, "numerical", _steps_of_transformers, "static"),
     Case("alignment", {}, ("multilingual",), "exact", _new_hooks),
+    Case("flow", {}, FAMILIES, "numerical", _runs_of("flow.decoder.estimator.time_mlp")),
+    Case("vocoder", {}, FAMILIES, "exact", _runs_of("mel2wav.conv_pre")),
     Case("watermark", {}, FAMILIES, "exact", _survives_a_swap),
     Case("warmup", {"level": "full"}, FAMILIES, "exact", _work_before_the_first_call),
 )
@@ -166,7 +184,7 @@ def snapshot(model: Any) -> Snapshot:
     """Instance attributes of the model and of every object that holds a part, module by module.
 
     The voice is looked at by the identity and kind of its tensors, hooks by identity and order, weights by
-    storage; those of T3, which a pass may lay out anew, by identity, layout and content.
+    storage; those that a pass may lay out anew (T3's and the flow's) by identity, layout and content.
     """
     kept: list[Any] = []
 
@@ -188,11 +206,12 @@ def snapshot(model: Any) -> Snapshot:
         if module is None:
             continue
         state[f"{root}.state_dict"] = {
-            key: tuple(value.shape) if root == "t3" else value.data_ptr() for key, value in module.state_dict().items()
+            key: tuple(value.shape) if _laid_out(f"{root}.{key}") else value.data_ptr()
+            for key, value in module.state_dict().items()
         }
         for path, part in module.named_modules():
             attributes = dict(vars(part))
-            if root == "t3":
+            if _laid_out(f"{root}.{path}"):
                 weights = attributes.pop("_parameters") | attributes.pop("_buffers")
                 kept.extend(weights.values())
                 state[f"{root}.{path} weights"] = {name: _weight(value) for name, value in weights.items()}
@@ -204,6 +223,10 @@ def snapshot(model: Any) -> Snapshot:
         if hasattr(getattr(model, owner, None), "__dict__"):
             state[owner] = entries(vars(getattr(model, owner)))
     return Snapshot(state, kept)
+
+
+def _laid_out(path: str) -> bool:
+    return path.startswith(("t3.", "s3gen.flow."))
 
 
 def _weight(tensor: torch.Tensor | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import tomlkit
@@ -24,8 +25,11 @@ def unnamed(data, model=OptimizationConfig, prefix=""):
 
 
 def test_the_example_names_every_option():
-    data = tomlkit.parse(TURBO_TOML.read_text(encoding="utf-8"))
+    # options that are commented out have no value that does nothing
+    text = re.sub(r"^# (\w+ = )", r"\1", TURBO_TOML.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    data = tomlkit.parse(text)
     assert list(unnamed(data)) == []
     del data["watermark"]["detect"], data["fidelity"]
     assert sorted(unnamed(data)) == ["fidelity", "watermark.detect"]
     assert resolve(TURBO_TOML).sections()
+    assert OptimizationConfig(**{**data, "fidelity": "lossy"}).flow.steps == 5  # and those values are valid

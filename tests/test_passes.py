@@ -175,7 +175,10 @@ def test_the_voice_that_generate_leaves_is_of_upstreams_kind(own_voice, upstream
         upstreams_kinds[family] = voice_kinds(model)
     with turbo.optimized(model, case.config):
         prepare_and_speak(model, family, voice)
-    assert voice_kinds(model) == upstreams_kinds[family]
+    expected = dict(upstreams_kinds[family])
+    if case.name == "flow":  # upstream's solver turns the ids of the voice into fractions in place
+        expected |= {path: "int64 on cpu" for path in expected if "prompt_token" in path.rpartition(".")[2]}
+    assert voice_kinds(model) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -158,7 +158,7 @@ def test_every_card_gets_the_format_that_it_is_good_at(monkeypatch, models, capa
     context = Context(OnCuda(**vars(parts)), config)
     reason = PrecisionPass().check(context)
     assert (said in reason) if not wanted else reason == ""
-    assert not wanted or PrecisionPass()._format(context) == (wanted, said)
+    assert not wanted or PrecisionPass()._format(context, "t3") == (wanted, said)
 
 
 def test_a_processor_without_bf16_is_told(monkeypatch, english):

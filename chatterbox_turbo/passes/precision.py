@@ -1,4 +1,4 @@
-"""Number formats: half precision for the weights of T3, and TensorFloat-32 for everything while generating."""
+"""Number formats: half precision for T3 and for the flow estimator, and TensorFloat-32 while generating."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import torch
 
 from ..runtime.half_precision import FORMATS, best_format
 from ..runtime.tf32 import tf32
-from ..upstream import t3_weights
+from ..upstream import flow_weights, t3_weights
 from .base import Call, Context, Pass
+
+TITLES = {"t3": "T3", "flow": "flow estimator"}
 
 
 class PrecisionPass(Pass):
-    """Casts T3's matrices, and sets TF32 around each call; residuals, norms and sampling stay fp32.
+    """Casts matrices, and sets TF32 around each call; residuals, norms, sampling and Euler's state stay fp32.
 
-    A half that cannot be had here does not keep the other from running; the report says so.
+    What cannot be had here does not keep the rest from running; the report says so.
     """
 
     name = "precision"
-    summary = "T3's weights in half precision; TensorFloat-32 while generating (CUDA, capability 8.0 and up)"
+    summary = "T3 and flow estimator in half precision; TensorFloat-32 while generating (CUDA, capability 8.0 and up)"
 
-    needs = ("decoding",)  # for T3
+    needs = ("decoding", "flow")  # which read the weights that are cast
 
     def check(self, context: Context) -> str:
         obstacles = self._obstacles(context)
@@ -33,10 +35,14 @@ class PrecisionPass(Pass):
 
     def apply(self, context: Context) -> str:
         obstacles, remarks = self._obstacles(context), []
-        if "t3" in self._wanted(context) and "t3" not in obstacles:
-            name, reason = self._format(context)
-            t3_weights.cast(context.parts.t3, FORMATS[name], context.journal)
-            remarks.append(f"T3 in {name} ({reason})")
+        for part, title in TITLES.items():
+            if part in self._wanted(context) and part not in obstacles:
+                name, reason = self._format(context, part)
+                if part == "t3":
+                    t3_weights.cast(context.parts.t3, FORMATS[name], context.journal)
+                else:
+                    flow_weights.cast(context.parts.s3gen, FORMATS[name], context.journal)
+                remarks.append(f"{title} in {name} ({reason})")
         if "tf32" in self._wanted(context) and "tf32" not in obstacles:
             context.scopes.append(scope)
             remarks.append("TF32")
@@ -44,27 +50,28 @@ class PrecisionPass(Pass):
 
     def _wanted(self, context: Context) -> list[str]:
         section = context.config.precision
-        return ["t3"] * (section.t3 != "float32") + ["tf32"] * section.tf32
+        halves = [part for part in TITLES if getattr(section, part) != "float32"]
+        return [*halves, *["tf32"] * section.tf32]
 
-    def _format(self, context: Context) -> tuple[str, str]:
+    def _format(self, context: Context, part: str) -> tuple[str, str]:
         best, reason = best_format(context.parts.device)
-        wanted = context.config.precision.t3
+        wanted = getattr(context.config.precision, part)
         return (best if wanted == "auto" else wanted), reason
 
     def _obstacles(self, context: Context) -> dict[str, str]:
-        """Why one half cannot run, by its option."""
+        """Why a part cannot run, by its option."""
         wanted, device, found = self._wanted(context), context.parts.device, {}
-        if "t3" in wanted:
-            name, reason = self._format(context)
+        for part in (part for part in wanted if part in TITLES):
+            name, reason = self._format(context, part)
             best, _ = best_format(device)
-            if context.parts.t3 is None:
-                found["t3"] = "the model has no T3"
+            if part == "t3" and context.parts.t3 is None:
+                found[part] = "the model has no T3"
             elif not best:
-                found["t3"] = reason
+                found[part] = reason
             elif name == "float16" and best != "float16":
-                found["t3"] = f"{best} is as fast here ({reason}), and float16 overflows where it does not"
+                found[part] = f"{best} is as fast here ({reason}), and float16 overflows where it does not"
             elif name != best:
-                found["t3"] = f"{name} is emulated here ({reason}); float16 is not"
+                found[part] = f"{name} is emulated here ({reason}); float16 is not"
         if "tf32" in wanted:
             capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
             if device.type != "cuda":

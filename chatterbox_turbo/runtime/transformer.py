@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kv_cache import KVCache
+from .products import linear
 from .weights import Linear, Norm, Weights
 
 Watch = Sequence[tuple[int, int]]  # (layer, head) pairs whose attention weights are asked for
@@ -97,12 +98,12 @@ def _run(
     return x
 
 
-def project(linear: Linear, x: Tensor) -> Tensor:
+def project(matrix: Linear, x: Tensor) -> Tensor:
     """(…, in) to (…, out) fp32, computed in the weights' format."""
-    weight, bias = linear.weight, linear.bias
+    weight, bias = matrix.weight, matrix.bias
     if bias is None or bias.dtype == weight.dtype:
-        return F.linear(x.to(weight.dtype), weight, bias).float()
-    return F.linear(x.to(weight.dtype), weight).float() + bias.float()
+        return linear(x.to(weight.dtype), weight, bias).float()
+    return linear(x.to(weight.dtype), weight).float() + bias.float()
 
 
 def normalize(norm: Norm, x: Tensor) -> Tensor:

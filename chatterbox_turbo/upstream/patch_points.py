@@ -80,7 +80,33 @@ _POINTS = (
     ),
     PatchPoint("t3.prepare_input_embeds", SPEAKING, ("t3_cond", "text_tokens", "speech_tokens", "cfg_weight")),
     PatchPoint("t3.tfmr.forward", SPEAKING, ("inputs_embeds", "past_key_values", "use_cache"), package="transformers"),
+    PatchPoint(
+        "s3gen.flow.decoder.solve_euler",
+        (*LLAMA, "vc"),
+        ("x", "t_span", "mu", "mask", "spks", "cond"),
+        code=frozenset({"b17d58664cf1", "c888120dd31b"}),  # 0.1.4 and 0.1.5; 0.1.6 to the development branch
+    ),
+    PatchPoint(
+        "s3gen.flow.decoder.basic_euler",
+        GPT2,
+        ("x", "t_span", "mu", "mask", "spks", "cond"),
+        code=frozenset({"1eb143e06e94"}),  # 0.1.6 to the development branch
+    ),
+    PatchPoint(
+        "s3gen.flow.decoder.estimator.forward",
+        ALL,
+        ("x", "mask", "mu", "t", "spks", "cond"),
+        code=frozenset({"d4ea56d3ccd4", "7eb0c29e88a5"}),  # 0.1.4 and 0.1.5; 0.1.6 to the development branch
+    ),
     PatchPoint("s3gen.flow_inference", ALL, ("speech_tokens", "ref_dict")),
+    PatchPoint(
+        "s3gen.mel2wav.inference",
+        ALL,
+        ("speech_feat", "cache_source"),
+        code=frozenset({"57198f557428"}),  # 0.1.4 to the development branch, as the two below
+    ),
+    PatchPoint("s3gen.mel2wav.decode", ALL, ("x", "s"), code=frozenset({"9ecd7534854d"})),
+    PatchPoint("s3gen.mel2wav.m_source.l_sin_gen.forward", ALL, ("f0",), code=frozenset({"32ac3e72aa40"})),
     PatchPoint("s3gen.hift_inference", ALL, ("speech_feat",)),
     PatchPoint("s3gen.inference", ALL, ("speech_tokens", "ref_dict")),
     PatchPoint("watermarker.apply_watermark", ALL, ("signal", "sample_rate"), package="perth"),

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..patching import Journal
-from ..runtime import half_precision
-from ..runtime.host_memory import EVERY, give_back
 from ..runtime.weights import Layer, Linear, Norm, Weights
+from . import parameters
 from . import t3 as upstream_t3
 from .alignment import analyzer_class
 
@@ -40,30 +39,8 @@ def cast(t3: nn.Module, dtype: torch.dtype, journal: Journal) -> None:
 
     Norms, embeddings and the conditioning encoder keep theirs: they are a twentieth of the weights.
     """
-    parameters = [parameter for group in _groups(t3) for parameter in group] + list(_others(t3))
-    for number, parameter in enumerate(parameters):
-        original = parameter.dtype
-        with torch.no_grad():
-            half, restore = half_precision.cast(parameter.data, dtype)
-
-        def undo(number=number, parameter=parameter, restore=restore, original=original) -> None:
-            with torch.no_grad():
-                if parameter.dtype == dtype:
-                    parameter.data = restore(parameter.data)
-                elif parameter.dtype != original:  # somebody else has cast it meanwhile
-                    parameter.data = parameter.data.to(original)
-            _give_back_sometimes(number)
-
-        journal.record("number format of T3", undo)
-        parameter.data = half
-        del half
-        _give_back_sometimes(number)
-    give_back()
-
-
-def _give_back_sometimes(number: int) -> None:
-    if number % EVERY == 0:  # and so at the last undo, which is that of number 0
-        give_back()
+    matrices = [parameter for group in _groups(t3) for parameter in group] + list(_others(t3))
+    parameters.cast(matrices, dtype, journal, "number format of T3")
 
 
 def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
@@ -77,42 +54,12 @@ def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
 
 def fuse(t3: nn.Module, journal: Journal) -> None:
     """Give every group one storage; undoing gives each parameter its own, contiguous as upstream made it."""
-    transposed = not upstream_t3.is_llama(t3)
-    for number, group in enumerate(_groups(t3)):
-
-        def undo(number=number, group=group) -> None:
-            _separate(group)
-            _give_back_sometimes(number)
-
-        journal.record("fused weights of T3", undo)
-        _fuse(group, transposed)
-        _give_back_sometimes(number)
-    give_back()
-
-
-def _fuse(group: list[nn.Parameter], transposed: bool) -> None:
-    with torch.no_grad():
-        if transposed:
-            (parameter,) = group
-            parameter.data = parameter.data.t().contiguous().t()
-            return
-        rows = torch.cat([parameter.data for parameter in group])
-        for parameter, part in zip(group, rows.split([p.size(0) for p in group]), strict=True):
-            parameter.data = part
-
-
-def _separate(group: list[nn.Parameter]) -> None:
-    for parameter in group:
-        if parameter.data.untyped_storage().nbytes() != parameter.numel() * parameter.element_size() or (
-            not parameter.is_contiguous()
-        ):
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    parameters.fuse(list(_groups(t3)), journal, "fused weights of T3", not upstream_t3.is_llama(t3))
 
 
 def addresses(t3: nn.Module) -> Hashable:
     """What changes when somebody moves, casts or replaces a weight of the backbone."""
-    parameters = (*t3.tfmr.parameters(), *t3.speech_head.parameters())
-    return tuple((p.data_ptr(), p.dtype) for p in parameters)
+    return tuple((p.data_ptr(), p.dtype) for p in (*t3.tfmr.parameters(), *t3.speech_head.parameters()))
 
 
 def read(t3: nn.Module) -> Weights:
@@ -123,29 +70,8 @@ def read(t3: nn.Module) -> Weights:
     """
     check(t3)
     transposed = not upstream_t3.is_llama(t3)
-    fused = []
-    for group in _groups(t3):
-        whole = _whole(group, transposed)
-        if whole is None:
-            _fuse(group, transposed)
-            whole = _whole(group, transposed)
-        fused.append(whole)
+    fused = [parameters.fused(group, transposed) for group in _groups(t3)]
     return _llama(t3, fused) if not transposed else _gpt2(t3, fused)
-
-
-def _whole(group: list[nn.Parameter], transposed: bool) -> Tensor | None:
-    """The tensor (out, in) that a group's parameters are the rows of, or ``None``."""
-    if transposed:
-        return group[0].data.t() if group[0].data.t().is_contiguous() else None
-    first, at = group[0].data, group[0].data_ptr()
-    for parameter in group:
-        if not parameter.is_contiguous() or parameter.data_ptr() != at:
-            return None
-        at += parameter.numel() * parameter.element_size()
-    if first.untyped_storage().nbytes() - first.storage_offset() * first.element_size() < at - first.data_ptr():
-        return None  # neighbours by chance
-    rows = sum(parameter.size(0) for parameter in group)
-    return first.as_strided((rows, first.size(1)), (first.size(1), 1))
 
 
 def _llama(t3: nn.Module, fused: list[Tensor]) -> Weights:

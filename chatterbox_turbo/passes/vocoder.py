@@ -1,0 +1,67 @@
+"""The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``, to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..runtime.host_memory import keep_freed_blocks
+from ..runtime.scratch import Scratch
+from ..runtime.vocoder import VocoderWeights, synthesize
+from ..upstream import vocoder_weights
+from .base import Context, Pass
+
+
+class VocoderPass(Pass):
+    """Folds weight normalization once; upstream's modules keep their parametrizations."""
+
+    name = "vocoder"
+    summary = "HiFT vocoder: weight normalization folded, harmonics at once, activations in place"
+    replaces = ("s3gen.mel2wav.inference", "s3gen.mel2wav.decode", "s3gen.mel2wav.m_source.l_sin_gen.forward")
+    patch_points = (*replaces, "s3gen.hift_inference")
+
+    def check(self, context: Context) -> str:
+        try:
+            vocoder_weights.check(context.parts.s3gen.mel2wav)
+        except (UnsupportedModelError, AttributeError) as error:
+            return str(error)
+        return ""
+
+    def apply(self, context: Context) -> str:
+        module = context.parts.s3gen.mel2wav
+        vocoder = Vocoder(module)
+        context.journal.record("buffers of the vocoder", vocoder.release)
+        vocoder.prepare()
+        context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.speak(*args, **kwargs))
+        return ""
+
+
+class Vocoder:
+    """Mel frames to samples in upstream's terms."""
+
+    def __init__(self, module: nn.Module):
+        self._module, self._scratch = module, Scratch()
+        self._weights: VocoderWeights | None = None
+        self._addresses: Any = None
+
+    def prepare(self) -> None:
+        """Read the weights as they are now."""
+        with torch.inference_mode(False), torch.no_grad():  # copies outlive the call
+            self._weights = vocoder_weights.read(self._module)
+        self._addresses = vocoder_weights.addresses(self._module)
+        keep_freed_blocks()
+
+    def release(self) -> None:
+        """Give folded weights and buffers back."""
+        self._weights = None
+        self._scratch.release()
+
+    @torch.inference_mode()
+    def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
+        if vocoder_weights.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
+            self.prepare()
+        return synthesize(self._weights, speech_feat, cache_source, self._scratch)

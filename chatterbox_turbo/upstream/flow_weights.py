@@ -1,0 +1,174 @@
+"""S3Gen's estimator as the runtime reads it: upstream's own parameters, queries, keys and values fused in place."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..patching import Journal
+from ..runtime.flow_estimator import Block, Conv, EstimatorWeights, Resnet, Stage, sinusoids
+from ..runtime.weights import Linear, Norm
+from . import parameters
+
+MEL = 80  # channels of the state; as many each of mean, speaker and condition follow
+
+
+def estimator_of(s3gen: nn.Module) -> nn.Module:
+    """The velocity network."""
+    return s3gen.flow.decoder.estimator
+
+
+def _stages(estimator: nn.Module) -> list[tuple[nn.Module, nn.ModuleList, nn.Module | None]]:
+    """Resnet, transformer blocks and closing convolution of every stage, in order."""
+    down = [tuple(stage) for stage in estimator.down_blocks]
+    middle = [(*stage, None) for stage in estimator.mid_blocks]
+    return [*down, *middle, *(tuple(stage) for stage in estimator.up_blocks)]
+
+
+def _groups(estimator: nn.Module) -> list[list[nn.Parameter]]:
+    attentions = [block.attn1 for _, blocks, _ in _stages(estimator) for block in blocks]
+    return [[a.to_q.weight, a.to_k.weight, a.to_v.weight] for a in attentions]
+
+
+def fuse(s3gen: nn.Module, journal: Journal) -> None:
+    """Queries, keys and values of each block become views of one tensor; undoing gives each its own storage."""
+    parameters.fuse(_groups(estimator_of(s3gen)), journal, "fused weights of the flow estimator")
+
+
+def cast(s3gen: nn.Module, dtype: torch.dtype, journal: Journal) -> None:
+    """Change the format of every matrix of the velocity network; undoing restores each to the bit.
+
+    Norms, biases and the time embedding keep theirs, and so does everything else of S3Gen: the encoder, the vocoder,
+    and above all the token ids, which upstream casts along with the flow's weights.
+    """
+    parameters.cast(list(_matrices(estimator_of(s3gen))), dtype, journal, "number format of the flow estimator")
+
+
+def _matrices(estimator: nn.Module) -> Iterator[nn.Parameter]:
+    yield from (parameter for group in _groups(estimator) for parameter in group)
+    for resnet, blocks, after in _stages(estimator):
+        convolutions = [resnet.block1.block[0], resnet.block2.block[0], resnet.res_conv, after]
+        for block in blocks:
+            yield from (block.attn1.to_out[0].weight, block.ff.net[0].proj.weight, block.ff.net[2].weight)
+        yield from (convolution.weight for convolution in convolutions if convolution is not None)
+    yield estimator.final_block.block[0].weight
+    yield estimator.final_proj.weight
+
+
+def addresses(s3gen: nn.Module) -> Hashable:
+    """What changes when somebody moves, casts or replaces a weight of the velocity network."""
+    return tuple((p.data_ptr(), p.dtype) for p in estimator_of(s3gen).parameters())
+
+
+def read(s3gen: nn.Module) -> EstimatorWeights:
+    """Views of the estimator's parameters; small ones (biases, the first convolution) are copied.
+
+    Raises:
+        UnsupportedModelError: an architecture that the runtime does not compute.
+    """
+    check(s3gen)
+    estimator = estimator_of(s3gen)
+    dtype = estimator.final_proj.weight.dtype
+    fused = iter([parameters.fused(group) for group in _groups(estimator)])
+    stages = []
+    for resnet, blocks, after in _stages(estimator):
+        made = tuple(_block(block, next(fused)) for block in blocks)
+        stages.append(Stage(_resnet(resnet), made, None if after is None else _conv(after)))
+    first = estimator.down_blocks[0][0]
+    noisy, given = _split(first.block1.block[0], dtype)
+    noisy_shortcut, given_shortcut = _split(first.res_conv, dtype)
+    return EstimatorWeights(
+        stages=tuple(stages),
+        noisy=noisy,
+        noisy_shortcut=noisy_shortcut,
+        given=given,
+        given_shortcut=given_shortcut,
+        final=_conv(estimator.final_block.block[0]),
+        final_norm=_norm(estimator.final_block.block[2]),
+        projection=_conv(estimator.final_proj),
+        heads=estimator.down_blocks[0][1][0].attn1.heads,
+    )
+
+
+def time_projections(s3gen: nn.Module, times: Tensor) -> Tensor:
+    """(S, stages, C) fp32: what each resnet adds in each step from ``times`` (S + 1,), by upstream's own modules."""
+    estimator = estimator_of(s3gen)
+    embedded = estimator.time_mlp(sinusoids(times, estimator.time_embeddings.dim))
+    if is_mean_flow(s3gen):  # the embedding of a step's beginning and of its end
+        embedded = estimator.time_embed_mixer(torch.cat([embedded[:-1], embedded[1:]], dim=1))
+    else:
+        embedded = embedded[:-1]
+    return torch.stack([resnet.mlp(embedded) for resnet, _, _ in _stages(estimator)], dim=1)
+
+
+def is_mean_flow(s3gen: nn.Module) -> bool:
+    """Whether the estimator was distilled into few steps without guidance (Turbo)."""
+    return bool(getattr(estimator_of(s3gen), "meanflow", False))
+
+
+def check(s3gen: nn.Module) -> None:
+    """Raise ``UnsupportedModelError`` where the estimator computes something that the runtime does not."""
+    estimator = estimator_of(s3gen)
+    first = estimator.down_blocks[0][0]
+    blocks = [block for _, some, _ in _stages(estimator) for block in some]
+    facts: dict[str, tuple[Any, Any]] = {
+        "resolutions": ((len(estimator.down_blocks), len(estimator.up_blocks)), (1, 1)),
+        "causal": (bool(estimator.causal), True),
+        "static_chunk_size": (getattr(estimator, "static_chunk_size", 0), 0),
+        "channels of the first convolution": (first.block1.block[0].in_channels, 4 * MEL),
+        "normalization": ({type(block.norm1) for block in blocks}, {nn.LayerNorm}),
+        "activation": ({type(block.ff.net[0]).__name__ for block in blocks}, {"GELU"}),
+        "approximation of GELU": ({getattr(block.ff.net[0], "approximate", "none") for block in blocks}, {"none"}),
+        "cross attention": (any(block.attn2 is not None for block in blocks), False),
+        "bias of queries": (any(block.attn1.to_q.bias is not None for block in blocks), False),
+    }
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            raise UnsupportedModelError(
+                f"S3Gen's estimator has {name} = {found!r}.",
+                f"The flow solver computes {wanted!r} only.",
+                "Set flow.enabled = false.",
+            )
+
+
+def _resnet(module: nn.Module) -> Resnet:
+    first, second = module.block1.block, module.block2.block
+    return Resnet(_conv(first[0]), _norm(first[2]), _conv(second[0]), _norm(second[2]), _conv(module.res_conv))
+
+
+def _block(module: nn.Module, qkv: Tensor) -> Block:
+    return Block(
+        attention_norm=_norm(module.norm1),
+        qkv=Linear(qkv),
+        out=_linear(module.attn1.to_out[0]),
+        mlp_norm=_norm(module.norm3),
+        up=_linear(module.ff.net[0].proj),
+        down=_linear(module.ff.net[2]),
+    )
+
+
+def _split(module: nn.Module, dtype: torch.dtype) -> tuple[Conv, Conv]:
+    """A convolution over all channels as one over the state and one, with the bias, over the rest."""
+    weight = module.weight.data.to(dtype)
+    bias = _bias(module)
+    return Conv(weight[:, :MEL].contiguous(), None), Conv(weight[:, MEL:].contiguous(), bias)
+
+
+def _conv(module: nn.Module) -> Conv:
+    return Conv(module.weight.data, _bias(module))
+
+
+def _linear(module: nn.Module) -> Linear:
+    return Linear(module.weight.data, _bias(module))
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    return None if module.bias is None else module.bias.data.to(module.weight.dtype)
+
+
+def _norm(module: nn.Module) -> Norm:
+    return Norm(module.weight.data.float(), module.bias.data.float(), module.eps)

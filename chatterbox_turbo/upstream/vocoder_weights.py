@@ -1,0 +1,106 @@
+"""S3Gen's vocoder as the runtime reads it: weights with their normalization folded in; upstream's modules stay."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..runtime.vocoder import Convolution, ResidualBlock, Snake, Source, Upsampling, VocoderWeights
+
+
+def addresses(vocoder: nn.Module) -> Hashable:
+    """What changes when somebody moves, casts or replaces a weight of the vocoder."""
+    return tuple((p.data_ptr(), p.dtype) for p in vocoder.parameters())
+
+
+def read(vocoder: nn.Module) -> VocoderWeights:
+    """The weights of a ``HiFTGenerator`` as they are now; convolutions with weight-norm are copies.
+
+    Raises:
+        UnsupportedModelError: an architecture that the runtime does not compute.
+    """
+    check(vocoder)
+    sines = vocoder.m_source.l_sin_gen
+    upsampling = vocoder.f0_upsamp.scale_factor
+    source = Source(
+        rate=sines.sampling_rate,
+        scale=int(np.prod(upsampling)),
+        harmonics=sines.harmonic_num + 1,
+        amplitude=sines.sine_amp,
+        noise=sines.noise_std,
+        threshold=sines.voiced_threshold,
+        merge=_product(vocoder.m_source.l_linear),
+    )
+    count = vocoder.num_kernels
+    levels = tuple(
+        Upsampling(
+            _convolution(up),
+            _convolution(vocoder.source_downs[index]),
+            _residual(vocoder.source_resblocks[index]),
+            tuple(_residual(block) for block in vocoder.resblocks[index * count : (index + 1) * count]),
+        )
+        for index, up in enumerate(vocoder.ups)
+    )
+    predictor = vocoder.f0_predictor
+    return VocoderWeights(
+        pitch=tuple(_convolution(layer) for layer in predictor.condnet if isinstance(layer, nn.Conv1d)),
+        pitch_head=_product(predictor.classifier),
+        source=source,
+        before=_convolution(vocoder.conv_pre),
+        levels=levels,
+        after=_convolution(vocoder.conv_post),
+        window=vocoder.stft_window.to(vocoder.conv_pre.bias.device),
+        n_fft=vocoder.istft_params["n_fft"],
+        hop=vocoder.istft_params["hop_len"],
+        slope=vocoder.lrelu_slope,
+        limit=vocoder.audio_limit,
+    )
+
+
+def check(vocoder: nn.Module) -> None:
+    """Raise ``UnsupportedModelError`` where the vocoder computes something that the runtime does not."""
+    snakes = [module for module in vocoder.modules() if type(module).__name__ == "Snake"]
+    convolutions = [module for module in vocoder.modules() if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)]
+    facts = {
+        "activation on a logarithmic scale": (any(snake.alpha_logscale for snake in snakes), False),
+        "padding": ({convolution.padding_mode for convolution in convolutions}, {"zeros"}),
+        "number format": ({parameter.dtype for parameter in vocoder.parameters()}, {torch.float32}),
+        "activation of the pitch predictor": (
+            {type(layer) for layer in vocoder.f0_predictor.condnet if not isinstance(layer, nn.Conv1d)},
+            {nn.ELU},
+        ),
+    }
+    for name, (found, wanted) in facts.items():
+        if found != wanted:
+            raise UnsupportedModelError(
+                f"S3Gen's vocoder has {name} = {found!r}.",
+                f"This package's computes {wanted!r} only.",
+                "Set vocoder.enabled = false.",
+            )
+
+
+def _residual(block: nn.Module) -> ResidualBlock:
+    parts = zip(block.activations1, block.convs1, block.activations2, block.convs2, strict=True)
+    return ResidualBlock(tuple((_snake(a), _convolution(b), _snake(c), _convolution(d)) for a, b, c, d in parts))
+
+
+def _snake(module: nn.Module) -> Snake:
+    alpha = module.alpha.data[None, :, None]
+    return Snake(alpha, 1.0 / (alpha + module.no_div_by_zero))
+
+
+def _product(module: nn.Linear) -> tuple[Tensor, Tensor]:
+    # the parameters and not their data: torch picks another kernel, with other last bits, where none asks for gradients
+    return module.weight, module.bias
+
+
+def _convolution(module: nn.Conv1d | nn.ConvTranspose1d) -> Convolution:
+    transposed = isinstance(module, nn.ConvTranspose1d)
+    names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if transposed else ()))
+    options = {name: getattr(module, name) for name in names}
+    bias = None if module.bias is None else module.bias.data
+    return Convolution(module.weight.detach(), bias, options, transposed)
