@@ -115,7 +115,8 @@ def test_divergence_from_fp32_is_small_and_not_nothing(model):
 def test_the_preset_fast_uses_it_and_auto_does_not(english):
     assert turbo.inspect(english, "fast").step("precision").status == "on"
     assert turbo.inspect(english, "auto").step("precision").status == "off"
-    assert turbo.inspect(english, {"preset": "fast", "precision": {"t3": "float32"}}).step("precision").status == "off"
+    fp32 = {"preset": "fast", "precision": {"t3": "float32", "flow": "float32"}}
+    assert turbo.inspect(english, fp32).step("precision").status == "off"
 
 
 def test_casts_are_undone_to_the_bit_also_for_ties_and_signs():
