@@ -2,6 +2,7 @@
 
 from .alignment import AlignmentPass
 from .base import Call, Context, Pass
+from .conditioning import ConditioningPass
 from .decoding import DecodingPass
 from .precision import PrecisionPass
 from .warmup import WarmupPass
@@ -13,6 +14,7 @@ ALL_PASSES: tuple[Pass, ...] = (
     PrecisionPass(),
     DecodingPass(),
     AlignmentPass(),
+    ConditioningPass(),
     WatermarkPass(),
     WarmupPass(),
 )
