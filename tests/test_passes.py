@@ -175,7 +175,11 @@ def test_the_voice_that_generate_leaves_is_of_upstreams_kind(own_voice, upstream
         upstreams_kinds[family] = voice_kinds(model)
     with turbo.optimized(model, case.config):
         prepare_and_speak(model, family, voice)
-    assert voice_kinds(model) == upstreams_kinds[family]
+    expected = upstreams_kinds[family]
+    if case.name == "conditioning":  # upstream's embedding keeps the speaker encoder's autograd graph alive
+        assert any(kind.endswith(" with gradients") for kind in expected.values())
+        expected = {path: kind.removesuffix(" with gradients") for path, kind in expected.items()}
+    assert voice_kinds(model) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
