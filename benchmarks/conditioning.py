@@ -52,12 +52,13 @@ def recordings(folder):
 def build(family, size):
     """A model that has encoded no voice yet."""
     from chatterbox_turbo import synthetic
-    from chatterbox_turbo.synthetic import architecture, checkpoint
+    from chatterbox_turbo.synthetic import checkpoint
+    from chatterbox_turbo.synthetic.architecture import _shrink_t3
 
     checkpoint._encode_reference_voice = lambda model, size: None  # it would pay for the first call
     with ExitStack() as patches:
         if family != "vc":
-            architecture._shrink_t3(patches)
+            _shrink_t3(patches)
         return synthetic.build(family, size, stop_after=20)
 
 
