@@ -126,6 +126,29 @@ class VocoderSection(Section):
     """Mel frames to samples."""
 
 
+class ConditioningSection(Section):
+    """The encoding of reference voices."""
+
+    cache_bytes: int = Field(
+        64 * 2**20, ge=0, description="Bytes of encoded voices to keep, by the content of their audio (10 s: 0.2 MB)."
+    )
+    matmul: Literal["auto", "torch", "onednn"] = Field(
+        "auto",
+        description="What multiplies the speech tokenizer's fp32 matrices on a CPU. torch: as upstream, to the bit. "
+        "onednn: within fp32 rounding. auto: the faster one by a short measurement, where the ceiling allows it.",
+    )
+    resampling: Literal["soxr", "torchaudio"] = Field(
+        "soxr",
+        description="soxr: the samples that librosa gives. torchaudio: on the model's device, another filter (33 dB).",
+    )
+
+    @property
+    def promise(self) -> Fidelity:
+        if self.resampling == "torchaudio":
+            return "lossy"
+        return "numerical" if self.matmul == "onednn" else "exact"
+
+
 class WatermarkSection(Section):
     """The guard that lets no output leave ``generate`` without a PerTh watermark."""
 
@@ -163,6 +186,7 @@ class OptimizationConfig(BaseModel):
     precision: PrecisionSection = PrecisionSection()
     flow: FlowSection = FlowSection()
     vocoder: VocoderSection = VocoderSection()
+    conditioning: ConditioningSection = ConditioningSection()
     watermark: WatermarkSection = WatermarkSection()
     warmup: WarmupSection = WarmupSection()
 

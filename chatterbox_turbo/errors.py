@@ -36,6 +36,14 @@ class InvalidRequestError(TurboError, ValueError):
     """An argument of one generation is out of range (temperature, penalty, number of tokens)."""
 
 
+class ReferenceAudioError(TurboError, ValueError):
+    """A reference recording is no audio, too short, or holds values that are not finite; the old voice stays."""
+
+
+class ReferenceAudioMissingError(ReferenceAudioError, FileNotFoundError):
+    """There is no reference recording at that path."""
+
+
 class DecodingError(TurboError, RuntimeError):
     """The token loop met logits that no token can be drawn from."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,6 +28,8 @@ class Handle:
     Attributes:
         plan: every pass, in order, with its status and the reason.
         token_model: T3 as a function from requests to tokens (``passes.decoding.TokenModel``), or ``None``.
+        voices: encoded reference voices (``runtime.voice_cache.VoiceCache``: ``len``, ``nbytes``, ``hits``, ``misses``,
+            ``clear()``), or ``None`` where the conditioning pass does not run.
         lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
             seeding and generating: ``with model.turbo.lock: torch.manual_seed(7); model.generate(...)``.
     """
@@ -36,6 +38,7 @@ class Handle:
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
         self.token_model = context.token_model
+        self.voices = context.voices
         self._recorder = recorder
         self._before = before
         self.plan = plan
@@ -47,8 +50,9 @@ class Handle:
         return self.plan.config
 
     def report(self) -> Report:
-        """What runs, what was skipped and why, memory before and now, timings of the last call."""
-        return Report(self.plan, self._before, self.memory(), self.timings())
+        """What runs, what was skipped and why, memory before and now, timings of the last call, voices kept."""
+        voices = "" if self.voices is None else str(self.voices)
+        return Report(self.plan, self._before, self.memory(), self.timings(), voices)
 
     def memory(self) -> dict[str, Any]:
         """Bytes of weights by part and device (``instruments.memory``)."""
@@ -145,7 +149,7 @@ def install(context: Context, plan: Plan) -> Handle:
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:
-        entry = _Entry(lock, context.scopes)
+        entry = _Entry(lock, context.scopes, context.entry_points)
         journal.record("entry points", entry.retire)
         for name in ENTRY_POINTS:
             if callable(getattr(parts.model, name, None)):
@@ -163,8 +167,8 @@ def install(context: Context, plan: Plan) -> Handle:
 class _Entry:
     """One caller at a time: upstream keeps the voice of a call on the model itself."""
 
-    def __init__(self, lock: threading.RLock, scopes: list[Scope]):
-        self.lock, self.scopes = lock, scopes
+    def __init__(self, lock: threading.RLock, scopes: list[Scope], instead: dict[str, Callable[..., Any]]):
+        self.lock, self.scopes, self.instead = lock, scopes, instead
         self.recorder: Recorder | None = None
         self.retired = False
 
@@ -176,7 +180,7 @@ class _Entry:
         with self.lock:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
-            return wrapped(*args, **kwargs)
+            return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
         with self.lock, ExitStack() as stack:

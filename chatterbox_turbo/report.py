@@ -13,12 +13,13 @@ MARKS = {"on": "+", "skipped": "-", "off": " "}
 
 @dataclass(frozen=True)
 class Report:
-    """The plan as carried out, weights in memory before and now, seconds by phase of the last call."""
+    """The plan as carried out, weights in memory before and now, seconds by phase of the last call, voices kept."""
 
     plan: Plan
     memory_before: dict[str, Any]
     memory_now: dict[str, Any]
     timings: dict[str, float]
+    voices: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON (a progress function by its name)."""
@@ -33,6 +34,7 @@ class Report:
             "memory_before": self.memory_before,
             "memory_now": self.memory_now,
             "timings": self.timings,
+            "voices": self.voices,
         }
 
     def __str__(self) -> str:
@@ -42,6 +44,8 @@ class Report:
         if self.timings:
             phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in self.timings.items())
             lines.append(f"last call: {phases}")
+        if self.voices:
+            lines.append(f"voices: {self.voices}")
         return "\n".join(lines)
 
 

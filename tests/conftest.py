@@ -63,6 +63,33 @@ def voice() -> str:
     return str(synthetic.reference_voice())
 
 
+@pytest.fixture(scope="session")
+def samples(voice):
+    """The reference voice (n,) float32 at 24 kHz."""
+    import soundfile
+
+    return soundfile.read(voice, dtype="float32")[0]
+
+
+@pytest.fixture
+def kept(models):
+    """``kept(family)``: the session's model; reverted and given its voice back afterwards."""
+    import chatterbox_turbo as turbo
+    from chatterbox_turbo.upstream.families import identify
+
+    used = []
+
+    def get(family):
+        model = models(family)
+        used.append((model, identify(model).voice))
+        return model
+
+    yield get
+    for model, voice in used:
+        turbo.revert(model)
+        setattr(model, "ref_dict" if hasattr(model, "ref_dict") else "conds", voice)
+
+
 def pytest_collection_modifyitems(items):
     import torch
 

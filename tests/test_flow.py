@@ -119,14 +119,6 @@ def test_attention_by_every_route(monkeypatch, onednn, dtype, floor):
         assert snr_db(given.float(), expected) > floor
 
 
-def test_onednn_and_blas_agree():
-    if not products.onednn_is_faster(torch.get_num_threads()):
-        pytest.skip("oneDNN is not faster here, or this build has none")
-    x, weight, bias = torch.randn(3, 40, 64), torch.randn(96, 64), torch.randn(96)
-    expected = torch.nn.functional.linear(x, weight, bias)
-    torch.testing.assert_close(products.linear(x, weight, bias), expected, rtol=1e-5, atol=1e-4)
-
-
 def test_upstreams_own_cast_corrupts_the_prompt_and_ours_does_not(models):
     """In bf16 upstream's cast of the whole reference rounds ids above 256 to other ids."""
     model = models("english")

@@ -2,6 +2,7 @@
 
 from .alignment import AlignmentPass
 from .base import Call, Context, Pass
+from .conditioning import ConditioningPass
 from .decoding import DecodingPass
 from .flow import FlowPass
 from .precision import PrecisionPass
@@ -17,6 +18,7 @@ ALL_PASSES: tuple[Pass, ...] = (
     AlignmentPass(),
     FlowPass(),
     VocoderPass(),
+    ConditioningPass(),
     WatermarkPass(),
     WarmupPass(),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import Fidelity, OptimizationConfig, Section
 from ..patching import Journal
+from ..runtime.voice_cache import VoiceCache
 from ..upstream.families import FAMILIES, Parts
 
 
@@ -30,7 +31,9 @@ class Context:
 
     ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
     scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
-    ``token_model``: T3 as a function from requests to tokens, once a pass has put one in place.
+    ``token_model``: T3 as a function from requests to tokens, once a pass has put one in place. ``entry_points``: what
+    runs in place of one of upstream's (by name, except ``generate``), with its arguments and under the model's lock.
+    ``voices``: encoded voices, once a pass keeps them.
     """
 
     parts: Parts
@@ -39,6 +42,8 @@ class Context:
     scopes: list[Scope] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     token_model: Any = None
+    entry_points: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    voices: VoiceCache | None = None
 
 
 class Pass:

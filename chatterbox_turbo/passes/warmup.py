@@ -20,7 +20,7 @@ class WarmupPass(Pass):
     """Runs upstream's own entry points once; leaves the voice and the random generators as they were.
 
     ``light``: a few tokens and their audio with the voice that is loaded. ``full``: before that, a reference
-    voice is encoded, which is where numba compiles librosa's functions in a fresh container.
+    voice is encoded, which without the conditioning pass is where numba compiles librosa's functions.
     """
 
     name = "warmup"
@@ -46,4 +46,6 @@ class WarmupPass(Pass):
                 upstream.speak(parts, TOKENS, with_t3="decoding" in context.applied)
             finally:  # not journalled: nothing of it outlives this call
                 setattr(parts.model, attribute, voice)
+                if context.voices is not None:
+                    context.voices.clear()
         return f"level {level}"

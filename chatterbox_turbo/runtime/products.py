@@ -1,7 +1,7 @@
-"""Matrix products with many rows: by oneDNN where that is faster than the BLAS library that torch links.
+"""Matrix products in fp32 on CPUs by oneDNN, where that is faster than the BLAS library that PyTorch is linked with.
 
-On a CPU torch gives fp32 products to MKL, which reaches half the speed of oneDNN on processors that are not Intel's,
-while half precision and convolutions go to oneDNN by themselves.
+PyTorch gives them to MKL, which reaches half of an AMD processor's peak where oneDNN reaches it; half precision and
+convolutions go to oneDNN by themselves. oneDNN comes with PyTorch and reads the weights as they are.
 """
 
 from __future__ import annotations
@@ -9,46 +9,76 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 FEW = 32  # rows below which reading the weights is the limit, and not arithmetic
-_ROWS, _INNER, _OUTER, _REPEATS = 1024, 256, 1024, 5
+ROWS, INNER, OUTER, ROUNDS = 512, 512, 1024, 5  # what is measured
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``: (…, in) to (…, out)."""
-    if torch.compiler.is_compiling() or x.numel() // x.size(-1) < FEW or not suits(x):
-        return F.linear(x, weight, bias)
-    return _onednn(x, weight, bias)
-
-
-def suits(x: Tensor) -> bool:
-    """Whether oneDNN computes products of ``x`` faster here."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster(torch.get_num_threads())
+def onednn() -> Callable[..., Tensor] | None:
+    """``linear(x, weight, bias)`` by oneDNN, without a derivative; or ``None`` where this PyTorch has none."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        operator: Any = torch.ops.mkldnn._linear_pointwise.default
+    except AttributeError:
+        return None
+    return lambda x, weight, bias: operator(x, weight, bias, "none", [], "")
 
 
 @functools.cache
 def onednn_is_faster(threads: int) -> bool:
-    """Whether a product of the usual size takes less time by oneDNN; measured once a process, in some 30 ms."""
+    """Whether oneDNN computes a product of the usual size faster with so many threads; measured once a process."""
+    by_onednn = onednn()
+    if by_onednn is None:
+        return False
     with torch.inference_mode(False), torch.no_grad():
-        x, weight = torch.ones(_ROWS, _INNER), torch.ones(_OUTER, _INNER)
+        x, weight = torch.ones(ROWS, INNER), torch.ones(OUTER, INNER)
         try:
-            return _least(lambda: _onednn(x, weight, None)) < 0.9 * _least(lambda: F.linear(x, weight))
-        except (AttributeError, RuntimeError, NotImplementedError):  # a build without oneDNN, or another signature
+            return _least(lambda: by_onednn(x, weight, None)) < 0.9 * _least(lambda: F.linear(x, weight))
+        except (RuntimeError, TypeError):  # another signature
             return False
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _least(run: Callable[[], object]) -> float:
     seconds = []
-    for _ in range(_REPEATS + 2):
+    for _ in range(ROUNDS + 1):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return min(seconds[2:])
+    return min(seconds[1:])
+
+
+def suits(x: Tensor) -> bool:
+    """Whether oneDNN is to compute products of ``x``: fp32 on a CPU where that is faster."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster(torch.get_num_threads())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``: (…, in) to (…, out), by whatever is faster here; no derivative."""
+    if torch.compiler.is_compiling() or x.numel() // x.size(-1) < FEW or not suits(x):
+        return F.linear(x, weight, bias)
+    return onednn()(x, weight, bias)
+
+
+def linear_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """A ``forward`` for one module: (…, in) to (…, out) by oneDNN; anything but fp32 on a CPU goes the old way.
+
+    So does a call which records a graph.
+    """
+    by_onednn, original = onednn(), type(module).forward
+
+    def forward(x: Tensor) -> Tensor:
+        weight, bias = module.weight, module.bias
+        fp32 = x.dtype == weight.dtype == torch.float32
+        if not fp32 or x.device.type != "cpu" or weight.device.type != "cpu" or not x.numel():
+            return original(module, x)
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return original(module, x)
+        return by_onednn(x, weight, bias)
+
+    return forward

@@ -55,8 +55,17 @@ _POINTS = (
     PatchPoint("generate", LLAMA, ("text", "audio_prompt_path", "exaggeration", "cfg_weight", "temperature")),
     PatchPoint("generate", GPT2, ("text", "audio_prompt_path", "temperature", "top_k", "top_p")),
     PatchPoint("generate", ("vc",), ("audio", "target_voice_path")),
-    PatchPoint("prepare_conditionals", SPEAKING, ("wav_fpath", "exaggeration")),
-    PatchPoint("set_target_voice", ("vc",), ("wav_fpath",)),
+    PatchPoint(
+        "prepare_conditionals",
+        SPEAKING,
+        ("wav_fpath", "exaggeration"),
+        # English, Multilingual and GPT-2; 0.1.4 to the development branch
+        code=frozenset({"f0a8204f46c2", "aafec764b4f1", "d2fc64aa0f6c"}),
+    ),
+    PatchPoint("set_target_voice", ("vc",), ("wav_fpath",), code=frozenset({"a609a9dbcfaa"})),
+    PatchPoint("ve.embeds_from_wavs", SPEAKING, ("wavs", "sample_rate"), code=frozenset({"706fb1305733"})),
+    PatchPoint("ve.embeds_from_mels", SPEAKING, ("mels", "mel_lens"), code=frozenset({"49573f87e6b1"})),
+    PatchPoint("ve.inference", SPEAKING, ("mels", "mel_lens"), code=frozenset({"02cd5dd2ef75"})),
     PatchPoint(
         "t3.inference",
         LLAMA,
@@ -98,6 +107,8 @@ _POINTS = (
         ("x", "mask", "mu", "t", "spks", "cond"),
         code=frozenset({"d4ea56d3ccd4", "7eb0c29e88a5"}),  # 0.1.4 and 0.1.5; 0.1.6 to the development branch
     ),
+    PatchPoint("s3gen.embed_ref", ALL, ("ref_wav", "ref_sr", "device")),
+    PatchPoint("s3gen.tokenizer.forward", ALL, ("wavs", "max_len")),
     PatchPoint("s3gen.flow_inference", ALL, ("speech_tokens", "ref_dict")),
     PatchPoint(
         "s3gen.mel2wav.inference",
