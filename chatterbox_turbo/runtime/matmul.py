@@ -1,7 +1,7 @@
 """Matrix products in fp32 on CPUs by oneDNN, in place of the BLAS that PyTorch is linked with.
 
-PyTorch gives fp32 products to MKL, which reaches less than half of an AMD processor's peak where oneDNN reaches it
-(``benchmarks/conditioning.py``). oneDNN comes with PyTorch and reads the weights as they are.
+PyTorch gives fp32 products to MKL, which on AMD processors can reach half of oneDNN's speed (measured:
+``benchmarks/conditioning.py --products``). oneDNN comes with PyTorch and reads the weights as they are.
 """
 
 from __future__ import annotations
