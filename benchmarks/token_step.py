@@ -16,7 +16,7 @@ from chatterbox_turbo import synthetic
 from chatterbox_turbo.benchmark import read_bandwidth, t3_bytes
 from chatterbox_turbo.divergence import compare_logits
 from chatterbox_turbo.fidelity import arguments
-from chatterbox_turbo.runtime.step_choice import _make
+from chatterbox_turbo.runtime.step_choice import make_step
 from chatterbox_turbo.upstream import t3_weights
 from chatterbox_turbo.upstream.families import identify
 
@@ -70,7 +70,7 @@ def rows_table(model, weights_format):
     from chatterbox_turbo.runtime.kv_cache import KVCache
 
     weights = t3_weights.read(model.t3)
-    steps = {name: _make(name, weights) for name in ("torch", "numba")}
+    steps = {name: make_step(name, weights) for name in ("torch", "numba")}
     print(
         f"\n{weights_format}\n{'rows':>6}  "
         + "  ".join(f"{name + ', ms a step':>18}" for name in steps)

@@ -194,31 +194,36 @@ def test_surroundings_of_a_call_change_nothing(english, surrounding):
         assert torch.equal(first, expected)
 
 
-def test_the_cache_is_given_back_on_revert_and_on_collection():
-    model = synthetic.build("english", "tiny", seed=9)
-    turbo.apply(model, QUIET)
+def test_the_cache_is_given_back_after_a_call_on_revert_and_on_collection():
+    model, sizes = synthetic.build("english", "tiny", seed=9), []
+
+    def look(count, limit):
+        sizes.append(model.turbo.token_model._backbone.cache.nbytes)
+
+    turbo.apply(model, {"decoding": {"progress": look}})
     speak(model)
     token_model = model.turbo.token_model
     cache = token_model._backbone.cache
-    assert cache.nbytes > 0
+    assert min(sizes) > 0 and cache.nbytes == 0  # on a CPU: not beside what the audio needs
     turbo.revert(model)
-    assert cache.nbytes == 0 and token_model._backbone is None
+    assert token_model._backbone is None
     turbo.apply(model, QUIET)
-    speak(model)
-    gone = weakref.ref(model.turbo.token_model._backbone.cache.keys)
+    gone = weakref.ref(model.turbo.token_model._backbone.cache)
     del model, token_model, cache
     gc.collect()
     assert gone() is None
 
 
 def test_many_generations_do_not_grow_the_cache(english):
-    turbo.apply(english, QUIET)
-    speak(english)
-    cache = english.turbo.token_model._backbone.cache
-    size = cache.nbytes
+    sizes = []
+
+    def look(count, limit):
+        sizes.append(english.turbo.token_model._backbone.cache.nbytes)
+
+    turbo.apply(english, {"decoding": {"progress": look}})
     for seed in range(5):
         speak(english, seed)
-    assert cache.nbytes == size
+    assert max(sizes) == sizes[0] > 0
 
 
 def test_rows_of_the_cache_grow_move_and_leave():

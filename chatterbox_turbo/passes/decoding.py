@@ -139,6 +139,8 @@ class TokenModel:
                     ends[token.request] = (token.end, token.reasons)
         finally:
             finish()
+            if self._backbone is not None and device.type == "cpu":
+                self._backbone.release()  # or it would lie beside what the audio needs
         for number, request in enumerate(requests):
             _tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import WatermarkWarning
+from ..runtime.reference_audio import resample
 from ..upstream.watermarker import ObservedWatermarker, why_not_perth
 from .base import Call, Context, Pass
 
@@ -15,7 +19,8 @@ from .base import Call, Context, Pass
 class WatermarkPass(Pass):
     """Watches the watermarker during each call; an output that missed it is marked, with a warning.
 
-    The network runs in inference mode: upstream's Turbo model calls it outside and builds an autograd graph.
+    The network runs in inference mode (upstream's Turbo model calls it outside and builds an autograd graph), and what
+    is around it without librosa.
     """
 
     name = "watermark"
@@ -34,7 +39,7 @@ class WatermarkPass(Pass):
         def mark(apply, signal, sample_rate, options):
             nonlocal marked
             marked += 1
-            return apply(signal, sample_rate=sample_rate, **options)
+            return _at_own_rate(apply, perth.perth_net.hp.sample_rate, signal, sample_rate, options)
 
         @contextmanager
         def scope(call: Call):
@@ -54,6 +59,17 @@ class WatermarkPass(Pass):
         context.journal.set(model, "watermarker", ObservedWatermarker(perth, mark))
         context.scopes.append(scope)
         return ""
+
+
+def _at_own_rate(apply: Callable, rate: int, signal: Any, sample_rate: int, options: dict[str, Any]) -> Any:
+    """Samples (n,) marked; resampled here to the network's ``rate`` and back, as PerTh does, but without librosa.
+
+    The first call of librosa's compiles its functions with numba: 8 s where no earlier process has, as in a container.
+    """
+    if not isinstance(signal, np.ndarray) or signal.ndim != 1 or not np.isfinite(signal).all():
+        return apply(signal, sample_rate=sample_rate, **options)
+    marked = apply(resample(signal, sample_rate, rate), sample_rate=rate, **options)
+    return resample(marked, rate, sample_rate)
 
 
 @torch.inference_mode()

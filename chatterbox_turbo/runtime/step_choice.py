@@ -44,13 +44,14 @@ class ChosenStep:
 
     def __init__(self, choice: Choice, weights: Weights, watch: Watch):
         self.choice = choice
-        self._steps = {name: _make(name, weights, watch) for name in sorted(set(choice.names.values()))}
+        self._steps = {name: make_step(name, weights, watch) for name in sorted(set(choice.names.values()))}
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._steps[self.choice.name(embeds.size(0))](cache, embeds)
 
 
-def _make(name: str, weights: Weights, watch: Watch = ()) -> Step:
+def make_step(name: str, weights: Weights, watch: Watch = ()) -> Step:
+    """An implementation by its name, ``numba`` or ``torch``."""
     return CpuStep(weights, watch) if name == "numba" else TorchStep(weights, watch)
 
 
@@ -110,7 +111,7 @@ def measure(weights: Weights) -> dict[str, dict[str, float]]:
             cache.ensure(BUCKET)
             cache.append(rows, BUCKET // 2)
             embeds = torch.zeros(rows, some.width)
-            steps = {name: _make(name, some) for name in ("torch", "numba")}
+            steps = {name: make_step(name, some) for name in ("torch", "numba")}
             seconds = {name: _seconds(partial(step, cache, embeds)) for name, step in steps.items()}
             table[str(rows)] = {name: value / len(some.layers) for name, value in seconds.items()}
     return table
