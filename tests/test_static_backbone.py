@@ -195,20 +195,22 @@ def test_surroundings_of_a_call_change_nothing(english, surrounding):
 
 
 def test_the_cache_is_given_back_after_a_call_on_revert_and_on_collection():
-    model, sizes = synthetic.build("english", "tiny", seed=9), []
+    model, watched, sizes = synthetic.build("english", "tiny", seed=9), [], []
 
     def look(count, limit):
-        sizes.append(model.turbo.token_model._backbone.cache.nbytes)
+        sizes.append(watched[0]._backbone.cache.nbytes)
 
     turbo.apply(model, {"decoding": {"progress": look}})
-    speak(model)
     token_model = model.turbo.token_model
+    watched.append(token_model)
+    speak(model)
     cache = token_model._backbone.cache
     assert min(sizes) > 0 and cache.nbytes == 0  # on a CPU: not beside what the audio needs
     turbo.revert(model)
     assert token_model._backbone is None
     turbo.apply(model, QUIET)
     gone = weakref.ref(model.turbo.token_model._backbone.cache)
+    watched.clear()
     del model, token_model, cache
     gc.collect()
     assert gone() is None
