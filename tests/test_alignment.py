@@ -11,7 +11,8 @@ from chatterbox_turbo import synthetic
 from chatterbox_turbo.fidelity import compare_tokens, sample
 from chatterbox_turbo.upstream.alignment import analyzer_hooks
 
-QUIET = {"decoding": {"progress": "off", "backbone": "upstream"}}  # the static backbone has no hooks to leave
+# the static backbone has no hooks to leave
+QUIET = {"preset": "exact", "decoding": {"progress": "off", "backbone": "upstream"}}
 ALONE = {"decoding": {"enabled": False}}  # upstream's own token loop inside the pass
 REQUEST = {"text": "A sentence of a certain length.", "language_id": "en"}
 

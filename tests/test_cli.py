@@ -111,7 +111,7 @@ def test_demo_writes_its_four_files_and_says_that_the_weights_are_random(tmp_pat
     assert report["command"] == f"chatterbox-turbo {' '.join(arguments)}"
     assert report["synthetic"] is True
     assert report["watermarked"] == {"upstream": True, "optimized": True}
-    assert report["comparison"]["token_agreement"] == 1.0 and report["comparison"]["snr_db"] == "inf"
+    assert report["comparison"]["token_agreement"] == 1.0 and report["comparison"]["snr_db"] > 60
     assert set(report["metrics"]) == METRICS and report["unmatched"] == []
     assert {side: run["tokens"] for side, run in report["runs"][0].items()} == {"upstream": 31, "optimized": 31}
     assert {step["name"] for step in report["passes"] if step["status"] == "on"} >= {"decoding", "watermark"}

@@ -10,7 +10,7 @@ from cases import TEXT, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnavailablePassError
-from chatterbox_turbo.fidelity import compare, sample
+from chatterbox_turbo.fidelity import compare, sample, snr_db
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.backbone import StaticBackbone, TransformersBackbone
 from chatterbox_turbo.runtime.sampling import SamplingParameters
@@ -130,7 +130,7 @@ def test_an_exception_in_the_middle_leaves_the_next_call_right(english):
     with pytest.raises(Stop):
         speak(english)
     turbo.apply(english, QUIET)
-    assert torch.equal(speak(english), expected)
+    assert snr_db(speak(english), expected) > 60
 
 
 @pytest.mark.parametrize(
