@@ -20,7 +20,7 @@ from chatterbox_turbo.upstream import t3 as upstream_t3
 from chatterbox_turbo.upstream import t3_weights
 
 QUIET = {"decoding": {"progress": "off"}}
-EXACT = {"decoding": {"progress": "off", "backbone": "upstream"}}
+EXACT = {"preset": "exact", "decoding": {"progress": "off", "backbone": "upstream"}}
 SPEAKING = ("english", "multilingual", "turbo")
 KNOBS = {
     "english": [
