@@ -1,8 +1,9 @@
-"""Giving freed memory back to the system while large weights are replaced one by one."""
+"""Giving memory back to the system while large weights are read or replaced one by one."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 EVERY = 16  # replaced matrices between two calls: 30 ms each on a process of 4 GB
 
@@ -18,3 +19,20 @@ def give_back() -> None:
     except (OSError, AttributeError, TypeError):
         return  # another C library
     trim(0)
+
+
+def release_mapped(address: int, size: int) -> None:
+    """Let go of the resident pages of a file mapping that lie whole inside a range of bytes, where the system can.
+
+    The next access reads them from the file again. Elsewhere (Windows) they stay until the mapping goes.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if advice is None or length <= 0:
+        return
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError, TypeError):
+        return
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))
