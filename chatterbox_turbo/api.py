@@ -28,6 +28,7 @@ def load(
     *,
     folder: str | PathLike | None = None,
     optimize: bool = True,
+    mapped: bool = False,
     passes: Sequence[Pass] = (),
     **options: Any,
 ) -> Model:
@@ -35,8 +36,7 @@ def load(
 
     The model is the one that upstream's ``from_pretrained`` or ``from_local`` would give: the same parameters, buffers
     and attributes, to the bit. Weights go from the mapped files straight to the device; the host needs memory for the
-    weights once on a CPU, for the largest tensor on a GPU. The model keeps no file open. Several threads may load at
-    once.
+    weights once on a CPU, for the largest tensor on a GPU. Several threads may load at once.
 
     The initial values that upstream draws and overwrites are not drawn: PyTorch's global random generator is as it
     was, where upstream's loading advances it. What a constructor draws to keep (noise of the flow, up to chatterbox-tts
@@ -49,6 +49,9 @@ def load(
         folder: a checkpoint folder, as for ``from_local``; ``None`` downloads what ``from_pretrained`` does, in
             parallel, into the same cache.
         optimize: ``False`` leaves out ``apply``.
+        mapped: on a CPU, leave the weights in the pages of their files instead of copying them: loading takes about a
+            second, processes share one copy, and a file that is overwritten in place (not one that is deleted or
+            replaced) changes or crashes the process. Their alignment is the file's, which may round differently.
         passes: as in ``apply``.
         options: further arguments of upstream's loader (``nano``, ``t3_model``).
 
@@ -62,7 +65,7 @@ def load(
         SlowLoadingWarning: upstream's own loader had to do it.
     """
     resolved = resolve(config) if optimize else None
-    model = loading.load(source, device_named(device), folder, **options)
+    model = loading.load(source, device_named(device), folder, mapped=mapped, **options)
     return apply(model, resolved, passes=passes) if optimize else model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,23 @@ def test_no_file_stays_mapped_or_open(copy, family):
 
 
 @LINUX
+@pytest.mark.parametrize("family", ["english", pytest.param("multilingual", marks=MULTILINGUAL)])
+def test_weights_may_stay_in_their_files(copy, family):
+    folder = copy(family)
+    theirs, model = upstreams(family, folder), ours(family, folder, mapped=True)
+    assert_equal(theirs, model)
+    assert str(folder) in Path("/proc/self/maps").read_text()
+    torch.testing.assert_close(speak(model, family), speak(theirs, family))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        model.t3.speech_head.weight.mul_(2)
+    assert torch.equal(model.t3.speech_head.weight, theirs.t3.speech_head.weight * 2)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before  # writes stay in the process
+    shutil.rmtree(folder)
+    assert torch.equal(model.ve.proj.weight, theirs.ve.proj.weight)
+
+
+@LINUX
 @pytest.mark.parametrize("kind", ["safetensors", "archive"])
 def test_pages_of_the_file_do_not_stay_resident(tmp_path, kind):
     def resident() -> int:
@@ -218,7 +236,7 @@ def test_pages_of_the_file_do_not_stay_resident(tmp_path, kind):
     files, before = MappedFiles(), resident()
     mapped = getattr(files, kind)(path)
     for name in tensors:
-        assert torch.equal(files.own(mapped[name], torch.device("cpu"), torch.float32), tensors[name])
+        assert torch.equal(files.place(mapped[name], torch.device("cpu"), torch.float32), tensors[name])
         assert resident() - before < 1.5 * size
     assert sum(tensor.sum() for tensor in mapped.values()) == 2**21 * 120  # and is there when it is asked for again
     assert resident() - before > 12 * size
@@ -231,5 +249,5 @@ def test_what_was_written_to_a_mapped_tensor_is_not_lost(tmp_path):
     tensor = files.safetensors(tmp_path / "weights")["one"]
     tensor.mul_(3)
     for _ in range(2):
-        assert files.own(tensor, torch.device("cpu"), torch.float32)[5] == 3
+        assert files.place(tensor, torch.device("cpu"), torch.float32)[5] == 3
     assert read(tmp_path / "weights")["one"][5] == 1

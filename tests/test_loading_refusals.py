@@ -105,7 +105,7 @@ def test_a_gpu_without_memory_is_not_taken_for_a_bad_checkpoint(saved, monkeypat
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(MappedFiles, "own", full)
+    monkeypatch.setattr(MappedFiles, "place", full)
     with pytest.raises(torch.OutOfMemoryError):
         ours("english", saved("english"))
 

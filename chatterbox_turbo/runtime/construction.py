@@ -1,12 +1,13 @@
 """Modules built without initial values, and filled from a checkpoint.
 
-A constructor draws random values for every weight, which the checkpoint then overwrites: half of the time that loading
-takes, and twice the memory.
+A constructor draws random values for every weight, and loading copies the checkpoint over them: time, and the memory of
+the weights twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ _RANDOM = frozenset({
     "log_normal_", "multinomial", "normal", "normal_", "rand", "randint", "randn", "random_", "randperm",
     "trunc_normal_", "uniform_", "xavier_normal_", "xavier_uniform_",
 })  # fmt: skip
+_READERS = 8
 _LISTED = 3  # lines and names of an error
 
 
@@ -97,12 +99,14 @@ def fill(
     lacking = sorted(set(result.missing_keys) & {name for name, _ in module.named_parameters()})
     if lacking:
         raise _misfit(module, files.path_of(state), [f"missing: {name}" for name in lacking])
-    with torch.no_grad():
-        for owner, name, tensor in list(_slots(module)):
-            old = before[id(owner), name]
-            if tensor is old:
-                continue
-            own = files.own(tensor, device, old.dtype)
+    loaded = [
+        (owner, name, tensor, old)
+        for owner, name, tensor in _slots(module)
+        if (old := before[id(owner), name]) is not tensor
+    ]
+    with ThreadPoolExecutor(min(torch.get_num_threads(), _READERS)) as readers:
+        placed = readers.map(lambda slot: files.place(slot[2], device, slot[3].dtype), loaded)
+        for (owner, name, tensor, old), own in zip(loaded, placed, strict=True):
             is_parameter = isinstance(tensor, nn.Parameter)
             # through setattr: an LSTM keeps a list of its weights up to date there
             setattr(owner, name, nn.Parameter(own, requires_grad=old.requires_grad) if is_parameter else own)

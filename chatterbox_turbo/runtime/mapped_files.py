@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,14 +18,15 @@ _ZIP = b"PK\x03\x04"  # what torch.save writes since 1.6; older files cannot be 
 
 
 class MappedFiles:
-    """The files of one checkpoint while it is loaded. Not for several threads.
+    """The files of one checkpoint while it is loaded. One thread opens them; ``place`` is for several.
 
     Tensors that it hands out are views of private mappings: writing to one alters no file. They stay valid for as long
     as they live, but a file that is overwritten in place changes or crashes the process that maps it, so whatever is to
-    stay takes a copy (``own``).
+    stay takes a copy (``place``), unless ``keep`` says that the files will not change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = False) -> None:
+        self._keep = keep
         # holds every mapping until the end: an address then never comes to mean other memory
         self._tensors: dict[int, tuple[Tensor, int, Path]] = {}
 
@@ -59,13 +61,17 @@ class MappedFiles:
                 return self._tensors[tensor.data_ptr()][2]
         return None
 
-    def own(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def place(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A contiguous copy in memory of its own; the pages that the copy was read from are let go.
 
-        One pass over the bytes: dtype and device change on the way.
+        One pass over the bytes: dtype and device change on the way. With ``keep``, a mapped tensor that is what is
+        asked for already stays where it is.
         """
-        copy = tensor.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
         source = self._tensors.get(tensor.data_ptr())
+        as_asked = tensor.device == device and tensor.dtype == dtype and tensor.is_contiguous()
+        if self._keep and source is not None and as_asked:
+            return tensor.detach()
+        copy = _copy(tensor.detach(), device, dtype)
         # what somebody has written to a private mapping exists in its pages alone
         if source is not None and source[0].nbytes >= tensor.nbytes and source[1] == _version(tensor):
             release_mapped(tensor.data_ptr(), tensor.nbytes)
@@ -74,6 +80,15 @@ class MappedFiles:
     def _remember(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         self._tensors.update({t.data_ptr(): (t, _version(t), path) for t in tensors.values() if t.nbytes})
         return tensors
+
+
+def _copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type != "cpu" or tensor.dtype != dtype or not tensor.is_contiguous():
+        return tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+    copy = torch.empty(tensor.shape, dtype=dtype)
+    # by one thread: PyTorch's own would meet the others at the end of each of thousands of tensors
+    np.copyto(copy.view(-1).view(torch.uint8).numpy(), tensor.view(-1).view(torch.uint8).numpy())
+    return copy
 
 
 def _version(tensor: Tensor) -> int:

@@ -66,13 +66,14 @@ def is_cached(family: str) -> bool:
     return isinstance(try_to_load_from_cache(*key_file(family)), str)
 
 
-def load(source: Any, device: str, folder: str | Path | None = None, **options: Any) -> Any:
+def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
     """An upstream model with the weights of a checkpoint, as upstream's own ``from_local`` makes it.
 
     Args:
         source: a family, or upstream's class (or a subclass).
         device: by its name.
         folder: the checkpoint; where ``None``, what ``from_pretrained`` downloads.
+        mapped: leave weights that are on the CPU in the pages of their files.
         options: further arguments of upstream's loader (``nano``, ``t3_model``).
 
     Raises:
@@ -103,8 +104,8 @@ def load(source: Any, device: str, folder: str | Path | None = None, **options: 
         raise ModelUnavailableError(f"There is no folder {folder}.", "", "Pass the folder of a checkpoint.")
     try:
         if folder is not None:
-            return from_local(cls, Path(folder), device, **options)
-        return from_pretrained(cls, device, **options)
+            return from_local(cls, Path(folder), device, mapped, **options)
+        return from_pretrained(cls, device, mapped, **options)
     except (TurboError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

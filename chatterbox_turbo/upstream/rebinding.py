@@ -34,18 +34,18 @@ from ..runtime.mapped_files import MappedFiles
 _FILES = (".safetensors", ".pt", ".json")
 
 
-def from_local(cls: Any, folder: Path, device: str, **options: Any) -> Any:
+def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **options: Any) -> Any:
     """What ``cls.from_local(folder, device, **options)`` returns, in less time and memory.
 
-    Where its code does something that is not known here, upstream's own runs as it is, with a
-    ``SlowLoadingWarning`` that says why.
+    ``mapped``: leave weights that are on the CPU in the pages of their files. Where upstream's code does something that
+    is not known here, it runs as it is, with a ``SlowLoadingWarning`` that says why.
 
     Raises:
         ModelUnavailableError: a file is missing, damaged, or does not fit.
         Exception: what upstream's own raises otherwise.
     """
     try:
-        return _Loading(device).run(cls, folder, options)
+        return _Loading(device, mapped).run(cls, folder, options)
     except (TurboError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # upstream's own decides whether it is one
@@ -56,12 +56,12 @@ def from_local(cls: Any, folder: Path, device: str, **options: Any) -> Any:
     return model
 
 
-def from_pretrained(cls: Any, device: str, **options: Any) -> Any:
+def from_pretrained(cls: Any, device: str, mapped: bool = False, **options: Any) -> Any:
     """``cls.from_pretrained(device, **options)``: the files that it asks for, then ``from_local`` of this module.
 
     Errors as in ``from_local``, and what the hub's client raises.
     """
-    stand_in = type(cls.__name__, (cls,), {"from_local": staticmethod(partial(from_local, cls))})
+    stand_in = type(cls.__name__, (cls,), {"from_local": staticmethod(partial(from_local, cls, mapped=mapped))})
     function = _function(cls.from_pretrained)
     if function is None:
         return stand_in.from_pretrained(device, **options)
@@ -78,9 +78,9 @@ def from_pretrained(cls: Any, device: str, **options: Any) -> Any:
 class _Loading:
     """One call of ``from_local``."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, mapped: bool):
         self._device = device
-        self._files = MappedFiles()
+        self._files = MappedFiles(keep=mapped)
         self._built: list[nn.Module] = []
 
     def run(self, cls: Any, folder: Path, options: dict[str, Any]) -> Any:
