@@ -49,8 +49,8 @@ def load(
         folder: a checkpoint folder, as for ``from_local``; ``None`` downloads what ``from_pretrained`` does, in
             parallel, into the same cache.
         optimize: ``False`` leaves out ``apply``.
-        mapped: on a CPU, leave the weights in the pages of their files instead of copying them: loading takes about a
-            second, processes share one copy, and a file that is overwritten in place (not one that is deleted or
+        mapped: on a CPU, leave the weights in the pages of their files instead of copying them: that saves most of
+            the time, and processes share one copy; but a file that is overwritten in place (not one that is deleted or
             replaced) changes or crashes the process. Their alignment is the file's, which may round differently.
         passes: as in ``apply``.
         options: further arguments of upstream's loader (``nano``, ``t3_model``).
