@@ -36,7 +36,7 @@ def load(
 
     The model is the one that upstream's ``from_pretrained`` or ``from_local`` would give: the same parameters, buffers
     and attributes, to the bit. Weights go from the mapped files straight to the device; the host needs memory for the
-    weights once on a CPU, for the largest tensor on a GPU. Several threads may load at once.
+    weights once on a CPU, for a few tensors at a time on a GPU. Several threads may load at once.
 
     The initial values that upstream draws and overwrites are not drawn: PyTorch's global random generator is as it
     was, where upstream's loading advances it. What a constructor draws to keep (noise of the flow, up to chatterbox-tts
