@@ -33,7 +33,7 @@ class ForeignPatchError(TurboError):
 
 
 class InvalidRequestError(TurboError, ValueError):
-    """An argument of one generation is out of range (temperature, penalty, number of tokens)."""
+    """An argument is out of range or unknown: temperature, penalty, number of tokens, device."""
 
 
 class ReferenceAudioError(TurboError, ValueError):
@@ -49,7 +49,7 @@ class DecodingError(TurboError, RuntimeError):
 
 
 class ModelUnavailableError(TurboError):
-    """A checkpoint is neither cached nor downloadable, or upstream cannot be imported."""
+    """A checkpoint is neither cached nor downloadable, is damaged or does not fit, or upstream cannot be imported."""
 
 
 class SpeechTruncatedWarning(UserWarning):
@@ -58,3 +58,7 @@ class SpeechTruncatedWarning(UserWarning):
 
 class WatermarkWarning(UserWarning):
     """An output left ``generate`` without a watermark and received one from the guard."""
+
+
+class SlowLoadingWarning(UserWarning):
+    """A model was loaded by upstream's own loader: this release or fork does something that ``load`` does not know."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
+from pathlib import Path
 
 # before torch is imported: tiny models run faster on one thread, and busy machines do not stall the suite
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,6 +90,38 @@ def kept(models):
     for model, voice in used:
         turbo.revert(model)
         setattr(model, "ref_dict" if hasattr(model, "ref_dict") else "conds", voice)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """``saved(family)``: the folder of a tiny checkpoint that stops after 16 tokens, written once; for reading only."""
+    from chatterbox_turbo import synthetic
+
+    folders = {}
+
+    def get(family: str):
+        if family not in folders:
+            folder = tmp_path_factory.mktemp(family)
+            folders[family] = synthetic.save(folder, family, stop_after=None if family == "vc" else 16)
+        return folders[family]
+
+    return get
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """``copy(family)``: such a folder for writing."""
+    return lambda family: Path(shutil.copytree(saved(family), tmp_path / family))
+
+
+@pytest.fixture
+def nothing_global_changes():
+    """What is global is after the test what it was before, errors included."""
+    from loading_tools import global_state
+
+    before = global_state()
+    yield
+    assert global_state() == before
 
 
 def pytest_collection_modifyitems(items):

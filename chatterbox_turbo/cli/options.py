@@ -87,17 +87,13 @@ def device_named(name: str) -> str:
     Raises:
         typer.BadParameter: it is not there.
     """
-    import torch
+    from ..errors import InvalidRequestError
+    from ..runtime import device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in there or (index and not index.isdigit()):
-        raise typer.BadParameter(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps.")
-    if int(index or 0) >= there[kind]:
-        raise typer.BadParameter(f"there is no device {name} here (torch {torch.__version__}).")
-    return name
+    try:
+        return device.device_named(name)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def check_writable(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 import torch
 
@@ -31,3 +32,20 @@ def keep_freed_blocks() -> None:
     """
     block = torch.empty(HEAP_BLOCK, dtype=torch.uint8)
     del block
+
+
+def release_mapped(address: int, size: int) -> None:
+    """Let go of the resident pages of a file mapping that lie whole inside a range of bytes, where the system can.
+
+    The next access reads them from the file again. Elsewhere (Windows) they stay until the mapping goes.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if advice is None or length <= 0:
+        return
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError, TypeError):
+        return
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))

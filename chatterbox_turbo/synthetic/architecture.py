@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -81,10 +82,15 @@ def _shrink_t3(patches: ExitStack) -> None:
     t3 = importlib.import_module("chatterbox.models.t3.t3")
     config = importlib.import_module("chatterbox.models.t3.modules.t3_config")
     original = t3.T3.__init__
+    alone = threading.Lock()  # models that load at once share the dictionary of sizes
 
     @functools.wraps(original)
     def init(self: Any, hp: Any = None) -> None:
         hp = config.T3Config() if hp is None else hp
+        with alone:
+            build(self, hp)
+
+    def build(self: Any, hp: Any) -> None:
         entry = t3.LLAMA_CONFIGS[hp.llama_config_name]
         tiny = {**entry, **_TINY_T3[entry["model_type"]]}
         if getattr(hp, "is_multilingual", False):

@@ -7,8 +7,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelUnavailableError
+import torch
+
+from ..errors import InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError
 from .families import FAMILIES, TITLES
+from .rebinding import from_local, from_pretrained
 
 _CLASSES = {
     "english": ("chatterbox.tts", "ChatterboxTTS"),
@@ -63,29 +66,63 @@ def is_cached(family: str) -> bool:
     return isinstance(try_to_load_from_cache(*key_file(family)), str)
 
 
-def load(family: str, device: str, folder: Path | None = None) -> Any:
-    """A model with real weights, by upstream's own ``from_local`` or ``from_pretrained``.
+def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
+    """An upstream model with the weights of a checkpoint, as upstream's own ``from_local`` makes it.
+
+    Args:
+        source: a family, or upstream's class (or a subclass).
+        device: by its name.
+        folder: the checkpoint; where ``None``, what ``from_pretrained`` downloads.
+        mapped: leave weights that are on the CPU in the pages of their files.
+        options: further arguments of upstream's loader (``nano``, ``t3_model``).
 
     Raises:
-        ModelUnavailableError: the files are not there and cannot be had; the cause is in the message.
+        UnsupportedModelError: ``source`` is neither.
+        InvalidRequestError: upstream's loader takes no such option.
+        ModelUnavailableError: the files are not there and cannot be had, or do not fit; the cause is in the message.
     """
-    cls = model_class(family)
-    extra = {"nano": True} if family == "nano" else {}
+    if isinstance(source, str):
+        cls, title = model_class(source), TITLES[source]
+        options = {"nano": True, **options} if source == "nano" else options
+    else:
+        cls, title = source, getattr(source, "__name__", "")
+    loader = getattr(cls, "from_local" if folder is not None else "from_pretrained", None)
+    if not isinstance(cls, type) or not callable(loader):
+        raise UnsupportedModelError(
+            f"{cls!r} cannot be loaded.",
+            "It is neither one of upstream's classes nor a model's name.",
+            f"Pass ChatterboxTTS or another of upstream's classes, or one of {', '.join(FAMILIES)}; optimize a model "
+            "that is loaded already with apply(model).",
+        )
+    unknown = [name for name in options if name not in signature(loader).parameters]
+    if unknown:
+        known = ", ".join(name for name in signature(loader).parameters if name not in ("ckpt_dir", "device"))
+        raise InvalidRequestError(
+            f"{title} takes no option {', '.join(unknown)}.", "", f"Options of its loader: {known or 'none'}."
+        )
+    if folder is not None and not Path(folder).is_dir():
+        raise ModelUnavailableError(f"There is no folder {folder}.", "", "Pass the folder of a checkpoint.")
     try:
         if folder is not None:
-            return cls.from_local(folder, device, **extra)
-        return cls.from_pretrained(device, **extra)
+            return from_local(cls, Path(folder), device, mapped, **options)
+        return from_pretrained(cls, device, mapped, **options)
+    except (TurboError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
-        if isinstance(error, TypeError) and "NoneType" in str(error):  # perth exports None without pkg_resources
-            raise ModelUnavailableError(
-                f"Cannot construct {TITLES[family]}: {error}.",
-                "PerTh's watermarker is None because pkg_resources is missing (setuptools 81 dropped it).",
-                "Run: pip install 'setuptools<81'",
-            ) from error
-        where = f"from {folder}" if folder else f"from the hub repository {_KEY_FILES[family][0]}"
-        cause = (str(error).splitlines() or [""])[0]
-        raise ModelUnavailableError(
-            f"Cannot load {TITLES[family]} {where}: {type(error).__name__}: {cause}",
-            "The weights are neither cached nor downloadable, or the folder lacks a file.",
-            "Connect to the hub once, pass a checkpoint folder, or use a synthetic model (--synthetic).",
-        ) from error
+        raise _unavailable(title, folder, error) from error
+
+
+def _unavailable(title: str, folder: Any, error: Exception) -> ModelUnavailableError:
+    if isinstance(error, TypeError) and "NoneType" in str(error):  # perth exports None without pkg_resources
+        return ModelUnavailableError(
+            f"Cannot construct {title}: {error}.",
+            "PerTh's watermarker is None because pkg_resources is missing (setuptools 81 dropped it).",
+            "Run: pip install 'setuptools<81'",
+        )
+    where = f"from {folder}" if folder is not None else "from the hub"
+    cause = (str(error).splitlines() or [""])[0]
+    return ModelUnavailableError(
+        f"Cannot load {title} {where}: {type(error).__name__}: {cause}",
+        "The weights are neither cached nor downloadable, or the folder lacks a file.",
+        "Connect to the hub once, pass a checkpoint folder, or use a synthetic model (--synthetic).",
+    )

@@ -1,0 +1,192 @@
+"""Upstream's own ``from_local`` and ``from_pretrained``, run with other things behind a few of the names they use.
+
+A function finds ``T3`` or ``load_file`` in its module's dictionary. Here its code runs over a copy of that dictionary
+in which
+
+- a module class builds without initial values (``runtime.construction``), and the object that it gives assigns
+  instead of copying in its first ``load_state_dict``,
+- safetensors' ``load_file`` and ``torch.load(weights_only=True)`` give tensors mapped from the file, whatever the
+  device,
+- ``hf_hub_download`` fetches all files of the checkpoint at once, in parallel, and ``snapshot_download`` demands no
+  login (0.1.6 does, for a public repository).
+
+The names are told by what they mean, not by how they are spelled. Which files are read, what is built with which
+options, and what is done with it afterwards stays upstream's decision, in every release. Nothing that others see is
+written to: no class, module or global, so that threads do not meet.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SlowLoadingWarning, TurboError
+from ..runtime.construction import OwnRandomness, UnfamiliarConstructionError, construct, fill
+from ..runtime.mapped_files import MappedFiles
+
+_FILES = (".safetensors", ".pt", ".json")
+
+
+def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **options: Any) -> Any:
+    """What ``cls.from_local(folder, device, **options)`` returns, in less time and memory.
+
+    ``mapped``: leave weights that are on the CPU in the pages of their files. Where upstream's code does something that
+    is not known here, it runs as it is, with a ``SlowLoadingWarning`` that says why.
+
+    Raises:
+        ModelUnavailableError: a file is missing, damaged, or does not fit.
+        Exception: what upstream's own raises otherwise.
+    """
+    try:
+        return _Loading(device, mapped).run(cls, folder, options)
+    except (TurboError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # upstream's own decides whether it is one
+        problem = f"{type(error).__name__}: {error}"
+    model = cls.from_local(folder, device, **options)
+    message = f"{cls.__name__} was loaded by upstream's own from_local, at its speed and memory: {problem}"
+    warnings.warn(message, SlowLoadingWarning, stacklevel=4)
+    return model
+
+
+def from_pretrained(cls: Any, device: str, mapped: bool = False, **options: Any) -> Any:
+    """``cls.from_pretrained(device, **options)``: the files that it asks for, then ``from_local`` of this module.
+
+    Errors as in ``from_local``, and what the hub's client raises.
+    """
+    stand_in = type(cls.__name__, (cls,), {"from_local": staticmethod(partial(from_local, cls, mapped=mapped))})
+    function = _function(cls.from_pretrained)
+    if function is None:
+        return stand_in.from_pretrained(device, **options)
+    import huggingface_hub
+
+    def replacement(value: Any) -> Any:
+        if value is huggingface_hub.hf_hub_download:
+            return _in_parallel(function.__code__)
+        return _without_demand(value) if value is huggingface_hub.snapshot_download else None
+
+    return MethodType(_rebound(function, _names(function, replacement)), stand_in)(device, **options)
+
+
+class _Loading:
+    """One call of ``from_local``."""
+
+    def __init__(self, device: str, mapped: bool):
+        self._device = device
+        self._files = MappedFiles(keep=mapped)
+        self._built: list[nn.Module] = []
+
+    def run(self, cls: Any, folder: Path, options: dict[str, Any]) -> Any:
+        function = _function(cls.from_local)
+        if function is None:
+            raise UnfamiliarConstructionError(f"{cls.__name__}.from_local is no class method written in Python")
+        names = _names(function, self._replacement)
+        with OwnRandomness():  # for what is built without us: the watermarker
+            model = MethodType(_rebound(function, names), cls)(folder, self._device, **options)
+        waiting = [module for module in self._built if "load_state_dict" in vars(module)]
+        if waiting or not self._built:
+            unseen = type(waiting[0]).__name__ if waiting else "its modules"
+            raise UnfamiliarConstructionError(f"from_local fills {unseen} by other means than load_state_dict")
+        return model
+
+    def _replacement(self, value: Any) -> Any:
+        from safetensors.torch import load_file
+
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            return partial(self._build, value)
+        if value is load_file:
+            return lambda filename, device="cpu": self._files.safetensors(Path(filename))
+        if value is torch:
+            return _TorchWith(load=self._load)
+        return None
+
+    def _build(self, cls: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        module = construct(cls, *args, **kwargs)
+
+        def load_state_dict(state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+            del module.load_state_dict  # from here on the class's own
+            return fill(module, state_dict, self._files, torch.device(self._device), strict)
+
+        module.load_state_dict = load_state_dict
+        self._built.append(module)
+        return module
+
+    def _load(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("weights_only") and isinstance(f, str | Path):
+            tensors = self._files.archive(Path(f))
+            if tensors is not None:
+                return tensors
+        return torch.load(f, *args, **kwargs)
+
+
+class _TorchWith(ModuleType):
+    """The module torch with some of its functions replaced, for one caller."""
+
+    def __init__(self, **functions: Any):
+        super().__init__("torch")
+        vars(self).update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _function(method: Any) -> FunctionType | None:
+    """The function of a class method, or ``None`` where it is something else (compiled, wrapped by an object)."""
+    function = getattr(method, "__func__", None)
+    return function if isinstance(function, FunctionType) else None
+
+
+def _names(function: FunctionType, replacement: Callable[[Any], Any]) -> dict[str, Any]:
+    """What ``replacement`` gives for each name in the function's module, where it gives something."""
+    known = function.__globals__.items()
+    return {name: other for name, value in known if (other := replacement(value)) is not None}
+
+
+def _rebound(function: FunctionType, names: dict[str, Any]) -> FunctionType:
+    """A function of the same code that finds other things under some names."""
+    twin = FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
+
+
+def _in_parallel(code: CodeType) -> Callable[..., str]:
+    """``hf_hub_download`` that fetches, with the first file of a checkpoint, all others that the code spells out."""
+    import huggingface_hub
+
+    constants = [
+        item for constant in code.co_consts for item in (constant if isinstance(constant, tuple) else [constant])
+    ]
+    files = [item for item in constants if isinstance(item, str) and Path(item).suffix in _FILES]
+    folders: dict[str, Path] = {}
+
+    def download(repo_id: str, filename: str, **options: Any) -> str:
+        if filename in files and not options:
+            if repo_id not in folders:
+                folders[repo_id] = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=files))
+            if (folders[repo_id] / filename).exists():
+                return str(folders[repo_id] / filename)
+        return huggingface_hub.hf_hub_download(repo_id, filename, **options)
+
+    return download
+
+
+def _without_demand(snapshot_download: Callable[..., str]) -> Callable[..., str]:
+    """``snapshot_download`` that takes a token where there is one, and goes without where there is none."""
+
+    def download(*args: Any, token: Any = None, **options: Any) -> str:
+        return snapshot_download(*args, token=None if token is True else token, **options)
+
+    return download
