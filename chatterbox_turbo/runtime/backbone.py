@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .graphs import GraphRunner
-from .kv_cache import BUCKET, KVCache
+from .kv_cache import KVCache, bucketed
 from .transformer import Watch, decode_step, prefill
 from .weights import Weights
 
@@ -94,7 +94,7 @@ class TorchStep:
         padded = min(padded_rows(rows), cache.keys.size(1))
         if padded != rows:  # rows that nobody reads, at length 0
             embeds = torch.cat([embeds, embeds.new_zeros(padded - rows, embeds.size(1))])
-        capacity = -(-(max(cache.lengths) + 1) // BUCKET) * BUCKET
+        capacity = bucketed(max(cache.lengths) + 1)
         outputs = self.runner((padded, capacity), embeds, cache.device_lengths[:padded])
         # both belong to the graph and are overwritten by its next replay, when the loop is done with them
         logits, attention = outputs[0][:rows], outputs[1][:rows] if len(outputs) == 2 else None
@@ -120,8 +120,8 @@ class StaticBackbone:
         self.cache.begin(padded_rows(requests * rows))
 
     def admit(self, embeds: Tensor, limit: int) -> Tensor:
-        # all at once on CUDA, where growing would lose the captured graphs
-        self.cache.ensure(embeds.size(1) + (limit if embeds.is_cuda else 1))
+        # all at once: growing would lose captured graphs on CUDA, and hold keys or values twice on a CPU
+        self.cache.ensure(embeds.size(1) + limit)
         return prefill(self.weights, self.cache, embeds)
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kv_cache import BUCKET, KVCache
+from .kv_cache import BUCKET, KVCache, bucketed
 from .transformer import Watch
 from .weights import Linear, Norm, Weights
 
@@ -59,7 +59,7 @@ class CpuStep:
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         weights, kernels = self._weights, self._kernels
-        rows, capacity = embeds.size(0), cache.capacity
+        rows, capacity = embeds.size(0), bucketed(max(cache.lengths) + 1)
         lengths = np.array(cache.lengths, np.int64)
         x = embeds.float()
         if weights.positions is not None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
+from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 HEAP_BLOCK = 2**25 - 2**16  # the largest that glibc ever takes from its heap, with its header
 EVERY = 16  # replaced matrices between two calls: 30 ms each on a process of 4 GB
@@ -32,6 +36,22 @@ def keep_freed_blocks() -> None:
     """
     block = torch.empty(HEAP_BLOCK, dtype=torch.uint8)
     del block
+
+
+def reserve(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros on the host that take memory page by page, as they are written, and give it back when they are freed.
+
+    Not ``torch.zeros``, which writes every page, nor ``numpy.zeros``, which asks for pages of 2 MB.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if not size or not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return torch.zeros(shape, dtype=dtype)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, size, flags=flags)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def release_mapped(address: int, size: int) -> None:

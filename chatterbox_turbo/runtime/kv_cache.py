@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .host_memory import reserve
+
 BUCKET = 256  # positions; the cache grows, and attention runs, over multiples of it
+
+
+def bucketed(positions: int) -> int:
+    """The least multiple of ``BUCKET`` that holds so many positions."""
+    return -(-positions // BUCKET) * BUCKET
 
 
 class KVCache:
@@ -35,7 +42,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keys and values hold."""
+        """Bytes that there is room for, keys and values together."""
         return 2 * self.keys.numel() * self.keys.element_size()
 
     @torch.inference_mode(False)  # ordinary tensors can be written by a step inside and outside of inference mode
@@ -60,9 +67,12 @@ class KVCache:
             self._allocate(rows, self.capacity)
 
     def ensure(self, positions: int) -> None:
-        """Have room for so many positions in every row; what is there stays."""
+        """Have room for so many positions in every row; what is there stays.
+
+        On a CPU room is not memory yet: a position takes its bytes when it is written.
+        """
         if positions > self.capacity:
-            self._allocate(self.keys.size(1), -(-positions // BUCKET) * BUCKET)
+            self._allocate(self.keys.size(1), bucketed(positions))
 
     def append(self, rows: int, length: int) -> None:
         """Take the next rows into use; the caller writes their first ``length`` positions."""
@@ -95,7 +105,9 @@ class KVCache:
         lengths[: self.rows] = self.device_lengths[: self.rows]
         for name in ("keys", "values"):  # one after the other: the peak is three quarters of both at once
             old: Tensor = getattr(self, name)
-            new = torch.zeros((layers, rows, heads, positions, width), **self._kind)
+            shape, dtype = (layers, rows, heads, positions, width), self._kind["dtype"]
+            host = self._kind["device"].type == "cpu"
+            new = reserve(shape, dtype) if host else torch.zeros(shape, **self._kind)
             new[:, : self.rows, :, :used] = old[:, : self.rows, :, :used]
             setattr(self, name, new)
         self.device_lengths = lengths
