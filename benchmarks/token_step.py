@@ -59,7 +59,7 @@ def capture(model):
         raise Done
 
     try:
-        with engine.diverted(handler):
+        with engine.calls.diverted(handler):
             model.generate(**arguments(identify(model), TEXT))
     except Done:
         return found

@@ -1,76 +1,80 @@
-"""Several utterances at once: their tokens in one continuous batch, their audio one after the other.
+"""Several utterances at once: their tokens in one continuous batch, their audio in batches of similar length.
 
-Upstream's own ``generate`` runs twice for each utterance: up to the call of T3, whose arguments become a request, and
-again with the tokens in hand. What it does around T3 (text, voice, filters, watermark) stays upstream's, whatever the
-release, and each utterance draws the random numbers that it would draw alone.
+Upstream's own ``generate`` runs several times for each utterance. A run ends at the first call whose answer is not
+there yet (T3's loop, then the acoustic half and inside it encoder, solver and vocoder); the calls that all utterances
+have come to are answered together, and the next run gets further. What upstream does between them (text, voice,
+filters, watermark) stays upstream's, whatever the release, and each utterance draws the random numbers that it would
+draw alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from .errors import DecodingError, InvalidRequestError
-from .passes.decoding import TokenModel
-from .runtime.token_loop import Request
+from .passes.base import Arguments, Engines, Switch
+from .patching import Journal
 from .upstream.families import Parts
 from .upstream.warmup import copy_voice, voice_attribute
 
+FRAMES_PER_TOKEN = 2
+RandomState = tuple[Tensor, Tensor | None]  # of the host's generator, and of the CUDA device's
+
 
 @dataclass
-class _Item:
-    """One utterance between its two runs."""
+class _Utterance:
+    """One item of a batch between its runs.
+
+    ``calls``: arguments of each call that has been reached, with the random state there. ``answers``: what such a call
+    returns, with the random state after it, or ``None`` where it draws nothing.
+    """
 
     arguments: dict[str, Any]
     seed: int
     voice: Any = None
-    request: Request | None = None
-    host_state: Tensor | None = None  # of the CPU's generator, where T3 draws from another one
+    calls: dict[str, tuple[Arguments, RandomState]] = field(default_factory=dict)
+    answers: dict[str, tuple[Any, RandomState | None]] = field(default_factory=dict)
 
 
-class _Captured(BaseException):
-    """Leaves ``generate`` at the call of T3; no ``except Exception`` on the way holds it up."""
+class _Reached(BaseException):
+    """Leaves a run at a call without an answer; no ``except Exception`` on the way holds it up."""
 
 
 def speak_batch(
-    parts: Parts, model: TokenModel, items: Sequence[Mapping[str, Any]], slots: int | None = None
+    parts: Parts, engines: Engines, items: Sequence[Mapping[str, Any]], slots: int | None = None
 ) -> list[Tensor]:
     """The samples (1, m) of each utterance, in order; the caller holds the model's lock.
 
     Args:
         items: keyword arguments of ``generate``, and optionally ``seed``, and ``voice``: conditionals to use instead
             of the model's own.
-        slots: utterances in the batch at once; all where it is ``None``.
+        slots: utterances in T3's batch at once; all where it is ``None``.
 
     Raises:
         InvalidRequestError: an item is no mapping, or has neither text nor voice; nothing has been generated then.
-        DecodingError: the model does not decode by ``model`` any more.
+        DecodingError: the model does not decode by ``engines`` any more.
     """
-    attribute = voice_attribute(parts)
     own = parts.voice
-    made = [_item(number, item, own) for number, item in enumerate(items)]
+    utterances = [_utterance(number, item, own) for number, item in enumerate(items)]
     cuda = [parts.device] if parts.device.type == "cuda" else []
-    results = []
-    with torch.random.fork_rng(cuda):
+    with torch.random.fork_rng(cuda), _Batch(parts, engines) as batch:
         try:
-            for item in made:
-                _capture(parts, model, item, attribute)
-            tokens = model.run([item.request for item in made], slots)
-            for item, ids in zip(made, tokens, strict=True):
-                setattr(parts.model, attribute, item.voice)
-                _set_states(parts.device, item)
-                with model.diverted(lambda *args, ids=ids, **kwargs: ids):
-                    results.append(parts.model.generate(**item.arguments))
+            batch.decode(utterances, slots)
+            if engines.flow is not None and engines.vocoder is not None:
+                for some in _alike(utterances, engines.flow.batch_frames()):
+                    batch.sound(some)
+            return [batch.run(utterance) for utterance in utterances]
         finally:
-            setattr(parts.model, attribute, own)
-    return results
+            setattr(parts.model, voice_attribute(parts), own)
 
 
-def _item(number: int, item: Any, own: Any) -> _Item:
+def _utterance(number: int, item: Any, own: Any) -> _Utterance:
     if not isinstance(item, Mapping) or not isinstance(item.get("text"), str):
         raise InvalidRequestError(
             f"Item {number} of the batch is {item!r}.", "It must be a dict with a text.", 'Pass {"text": "...", ...}.'
@@ -85,41 +89,141 @@ def _item(number: int, item: Any, own: Any) -> _Item:
         )
     seed = item.get("seed")
     # drawn from the global generator, so that torch.manual_seed before the batch repeats it
-    return _Item(arguments, int(torch.randint(2**62, ())) if seed is None else seed, voice)
+    return _Utterance(arguments, int(torch.randint(2**62, ())) if seed is None else seed, voice)
 
 
-def _capture(parts: Parts, model: TokenModel, item: _Item, attribute: str) -> None:
-    """Run ``generate`` up to T3: the request, with a generator as the global one is there, and the voice."""
-    setattr(parts.model, attribute, copy_voice(item.voice))
-    torch.manual_seed(item.seed)
+def _alike(utterances: Sequence[_Utterance], frames: int) -> Iterator[list[_Utterance]]:
+    """Utterances of similar length, as many as have ``frames`` together with their padding."""
 
-    def capture(*args: Any, **kwargs: Any) -> Tensor:
-        generator = Generator(parts.device)
-        cuda = parts.device.type == "cuda"
-        generator.set_state(torch.cuda.get_rng_state(parts.device) if cuda else torch.get_rng_state())
-        item.host_state = torch.get_rng_state()
-        with torch.inference_mode():
-            item.request = model.request(*args, **kwargs, generator=generator)
-        raise _Captured
+    def length(utterance: _Utterance) -> int:
+        tokens, prompt = utterance.answers["t3"][0], utterance.voice.gen["prompt_token"]
+        return FRAMES_PER_TOKEN * (tokens.size(-1) + prompt.size(-1))
 
-    try:
-        with model.diverted(capture):
-            parts.model.generate(**item.arguments)
-    except _Captured:
-        pass
-    if item.request is None:
-        raise DecodingError(
-            "generate ended without a call of T3.", "The decoding pass is not in place (reverted?).", "Apply it again."
-        )
-    item.voice = getattr(parts.model, attribute)
-    item.arguments.pop("audio_prompt_path", None)  # encoded by now
+    some: list[_Utterance] = []
+    for utterance in sorted(utterances, key=length):
+        if some and (len(some) + 1) * length(utterance) > frames:
+            yield some
+            some = []
+        some.append(utterance)
+    if some:
+        yield some
 
 
-def _set_states(device: torch.device, item: _Item) -> None:
-    """The global generators as they are after T3 in a run alone."""
-    torch.set_rng_state(item.host_state)
-    state = item.request.generator.get_state()
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+class _Batch:
+    """The runs of a batch's utterances, with the calls of the engines diverted."""
+
+    def __init__(self, parts: Parts, engines: Engines):
+        self._parts, self._engines = parts, engines
+        self._attribute = voice_attribute(parts)
+        self._switches: dict[str, Switch] = {"t3": engines.token_model.calls}
+        self._journal, self._stack = Journal(), ExitStack()
+        self._now: _Utterance | None = None
+
+    def __enter__(self) -> _Batch:
+        flow, vocoder, s3gen = self._engines.flow, self._engines.vocoder, self._parts.s3gen
+        if flow is not None and vocoder is not None:
+            acoustic = Switch(s3gen.inference)
+            self._stack.callback(self._journal.undo)
+            self._journal.wrap(s3gen, "inference", lambda wrapped, instance, args, kwargs: acoustic(*args, **kwargs))
+            self._switches |= {
+                "acoustic": acoustic,
+                "encoder": flow.encoder_calls,
+                "solver": flow.solver_calls,
+                "vocoder": vocoder.calls,
+            }
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def decode(self, utterances: Sequence[_Utterance], slots: int | None) -> None:
+        """Answer the calls of T3."""
+        model, requests = self._engines.token_model, []
+        for utterance in utterances:
+            (args, kwargs), state = self._reach(utterance, "t3")
+            utterance.voice = getattr(self._parts.model, self._attribute)
+            utterance.arguments.pop("audio_prompt_path", None)  # encoded by now
+            generator = Generator(self._parts.device)
+            generator.set_state(state[0] if state[1] is None else state[1])
+            with torch.inference_mode():
+                requests.append(model.request(*args, **kwargs, generator=generator))
+        for utterance, request, tokens in zip(utterances, requests, model.run(requests, slots), strict=True):
+            host, cuda = utterance.calls["t3"][1]
+            drawn = request.generator.get_state()
+            utterance.answers["t3"] = tokens, (drawn, None) if cuda is None else (host, drawn)
+
+    def sound(self, utterances: Sequence[_Utterance]) -> None:
+        """Answer the calls of the acoustic half, and inside it those of encoder, solver and vocoder."""
+        flow, vocoder = self._engines.flow, self._engines.vocoder
+        for utterance in utterances:
+            self._reach(utterance, "acoustic")
+        for name, answer in (("encoder", flow.encode_all), ("solver", flow.solve_all)):
+            calls = [self._reach(utterance, name)[0] for utterance in utterances]
+            for utterance, result in zip(utterances, answer(calls), strict=True):
+                utterance.answers[name] = result, None
+        mels, sources, states = [], [], []
+        for utterance in utterances:
+            (args, kwargs), state = self._reach(utterance, "vocoder")
+            self._set_state(state)
+            sources.append(vocoder.source(*args, **kwargs))
+            states.append(self._state())
+            mels.append(kwargs["speech_feat"] if "speech_feat" in kwargs else args[0])
+        for utterance, *result, state in zip(
+            utterances, vocoder.speak_all(mels, sources), sources, states, strict=True
+        ):
+            utterance.answers["vocoder"] = tuple(result), state
+            utterance.answers["acoustic"] = self._acoustic(utterance), self._state()
+            for name in ("encoder", "solver", "vocoder"):
+                del utterance.answers[name], utterance.calls[name]
+
+    def run(self, utterance: _Utterance) -> Tensor:
+        """``generate`` with the answers that are there."""
+        setattr(self._parts.model, self._attribute, copy_voice(utterance.voice))
+        torch.manual_seed(utterance.seed)
+        return self._diverted(utterance, lambda: self._parts.model.generate(**utterance.arguments))
+
+    def _acoustic(self, utterance: _Utterance) -> Any:
+        """The acoustic half alone, from the arguments and the random state of its call."""
+        (args, kwargs), state = utterance.calls["acoustic"]
+        self._set_state(state)
+        return self._diverted(utterance, lambda: self._parts.s3gen.inference(*args, **kwargs), inside="acoustic")
+
+    def _reach(self, utterance: _Utterance, name: str) -> tuple[Arguments, RandomState]:
+        """Arguments of the utterance's call of that name, with the random state there."""
+        with suppress(_Reached):
+            (self._acoustic if "acoustic" in utterance.calls else self.run)(utterance)
+        if name not in utterance.calls:
+            raise DecodingError(
+                f"generate ended without a call of {'T3' if name == 't3' else f'the {name}'}.",
+                "Its pass is not in place (reverted?).",
+                "Apply it again.",
+            )
+        return utterance.calls[name]
+
+    def _diverted(self, utterance: _Utterance, function: Callable[[], Any], inside: str = "") -> Any:
+        def handler(name: str) -> Callable[..., Any]:
+            def handle(*args: Any, **kwargs: Any) -> Any:
+                if name not in utterance.answers:
+                    utterance.calls[name] = (args, kwargs), self._state()
+                    raise _Reached
+                result, state = utterance.answers[name]
+                if state is not None:
+                    self._set_state(state)
+                return result
+
+            return handle
+
+        with ExitStack() as stack:
+            for name, switch in self._switches.items():
+                if name != inside:
+                    stack.enter_context(switch.diverted(handler(name)))
+            return function()
+
+    def _state(self) -> RandomState:
+        device = self._parts.device
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def _set_state(self, state: RandomState) -> None:
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], self._parts.device)

@@ -113,6 +113,12 @@ class FlowSection(Section):
     prompt_seconds: float | None = Field(
         None, ge=1.0, le=10.0, description="Of the reference voice, the last seconds only; the shorter, the faster."
     )
+    batch_frames: int | None = Field(
+        None,
+        ge=1,
+        description="Frames of model.turbo.batch that are computed at once, 50 a second, the reference voice's and "
+        "padding included; bounds the memory. By default 2000, on CUDA 32000.",
+    )
     graphs: bool = Field(True, description="CUDA graphs around a step, on CUDA.")
     compile: bool = Field(False, description="torch.compile of a step, where there is a compiler.")
 

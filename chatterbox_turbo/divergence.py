@@ -72,7 +72,7 @@ def _speak(model: Any, request: dict[str, Any], seed: int) -> tuple[list[int], T
         found.extend([tokens, engine.logits(engine.request(*args, **kwargs), tokens[0].tolist())])
         return tokens
 
-    with engine.diverted(speak):
+    with engine.calls.diverted(speak):
         torch.manual_seed(seed)
         model.generate(**request)
     return found[0][0].tolist(), found[1]
@@ -86,6 +86,6 @@ def _logits(model: Any, request: dict[str, Any], tokens: list[int]) -> Tensor:
         found.append(engine.logits(engine.request(*args, **kwargs), tokens))
         return torch.tensor([tokens], device=found[0].device)
 
-    with engine.diverted(read):
+    with engine.calls.diverted(read):
         model.generate(**request)
     return found[0]

@@ -27,7 +27,6 @@ class Handle:
 
     Attributes:
         plan: every pass, in order, with its status and the reason.
-        token_model: T3 as a function from requests to tokens (``passes.decoding.TokenModel``), or ``None``.
         voices: encoded reference voices (``runtime.voice_cache.VoiceCache``: ``len``, ``nbytes``, ``hits``, ``misses``,
             ``clear()``), or ``None`` where the conditioning pass does not run.
         lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
@@ -37,12 +36,17 @@ class Handle:
     def __init__(self, context: Context, plan: Plan, lock: threading.RLock, recorder: Recorder, before: dict):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
-        self.token_model = context.token_model
+        self._engines = context.engines
         self.voices = context.voices
         self._recorder = recorder
         self._before = before
         self.plan = plan
         self.lock = lock
+
+    @property
+    def token_model(self) -> Any:
+        """T3 as a function from requests to tokens (``passes.decoding.TokenModel``), or ``None``."""
+        return self._engines.token_model
 
     @property
     def config(self) -> OptimizationConfig:
@@ -65,7 +69,8 @@ class Handle:
     def batch(self, items: Sequence[Mapping[str, Any]], slots: int | None = None) -> list[Tensor]:
         """Several utterances at once, each as it would be alone with the same seed.
 
-        Tokens are decoded in one batch that utterances enter and leave while it runs; audio is made one by one.
+        Tokens are decoded in one batch that utterances enter and leave while it runs. Audio is made in batches of
+        similar length (``flow.batch_frames``), or one by one where the passes flow and vocoder do not run.
 
         Args:
             items: keyword arguments of ``generate``, and optionally ``seed`` (drawn from the global generator where
@@ -91,7 +96,7 @@ class Handle:
         if slots is not None and slots < 1:
             raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
         with self.lock:
-            return speak_batch(self._parts(), self.token_model, items, slots)
+            return speak_batch(self._parts(), self._engines, items, slots)
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""

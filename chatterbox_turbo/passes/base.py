@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,53 @@ class Call:
 Scope = Callable[[Call], AbstractContextManager]
 
 
+Arguments = tuple[tuple, dict[str, Any]]  # of a call: positional, by name
+
+
+class Switch:
+    """Calls of one of upstream's functions: they go to ``function``, or while somebody diverts them, to him."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._handler: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._handler or self._function)(*args, **kwargs)
+
+    @contextmanager
+    def diverted(self, handler: Callable[..., Any]) -> Iterator[None]:
+        """In the body, ``handler`` gets the arguments and returns the result."""
+        before, self._handler = self._handler, handler
+        try:
+            yield
+        finally:
+            self._handler = before
+
+
+@dataclass
+class Engines:
+    """What computes whole batches, once passes have put it in place.
+
+    Attributes:
+        token_model: T3 as a function from requests to tokens (``passes.decoding.TokenModel``).
+        flow: tokens to mel frames (``passes.flow.Flow``).
+        vocoder: mel frames to samples (``passes.vocoder.Vocoder``).
+    """
+
+    token_model: Any = None
+    flow: Any = None
+    vocoder: Any = None
+
+
 @dataclass
 class Context:
     """The model that a pass works on, and the only ways in which it may change it.
 
     ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
     scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
-    ``token_model``: T3 as a function from requests to tokens, once a pass has put one in place. ``entry_points``: what
-    runs in place of one of upstream's (by name, except ``generate``), with its arguments and under the model's lock.
-    ``voices``: encoded voices, once a pass keeps them.
+    ``engines``: what passes have put in place for batches. ``entry_points``: what runs in place of one of upstream's
+    (by name, except ``generate``), with its arguments and under the model's lock. ``voices``: encoded voices, once a
+    pass keeps them.
     """
 
     parts: Parts
@@ -41,7 +79,7 @@ class Context:
     journal: Journal = field(default_factory=Journal)
     scopes: list[Scope] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
-    token_model: Any = None
+    engines: Engines = field(default_factory=Engines)
     entry_points: dict[str, Callable[..., Any]] = field(default_factory=dict)
     voices: VoiceCache | None = None
 

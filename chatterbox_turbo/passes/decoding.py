@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, build_analyzer
 from ..upstream.patch_points import GPT2, LLAMA
-from .base import Context, Pass
+from .base import Context, Pass, Switch
 
 logger = logging.getLogger(__name__)
 TOKENS_PER_SECOND = 25
@@ -65,8 +64,8 @@ class DecodingPass(Pass):
             context.journal.record("cache of keys and values", model.release)
             remark = model.prepare()
         name = "inference" if upstream_t3.is_llama(t3) else "inference_turbo"
-        context.journal.wrap(t3, name, lambda wrapped, instance, args, kwargs: model.speak(*args, **kwargs))
-        context.token_model = model
+        context.journal.wrap(t3, name, lambda wrapped, instance, args, kwargs: model.calls(*args, **kwargs))
+        context.engines.token_model = model
         return remark
 
 
@@ -78,7 +77,8 @@ def _static(config: OptimizationConfig) -> bool:
 class TokenModel:
     """T3 as a function from requests to speech tokens, in upstream's terms.
 
-    ``request``: upstream's arguments to a request; ``run``: requests to tokens; ``speak``: both, for one.
+    ``request``: upstream's arguments to a request; ``run``: requests to tokens; ``speak``: both, for one. ``calls``
+    are those of upstream's function.
     """
 
     def __init__(self, t3: nn.Module, section: DecodingSection):
@@ -87,7 +87,7 @@ class TokenModel:
         self._backbone: StaticBackbone | None = None
         self._addresses: Any = None
         self._watch = t3_weights.watched_heads(t3)
-        self._handler: Callable[..., Tensor] | None = None
+        self.calls = Switch(self.speak)
         self.request = self._guided_request if self._llama else self._unguided_request
 
     def prepare(self) -> str:
@@ -104,19 +104,8 @@ class TokenModel:
             self._backbone.release()
         self._backbone = None
 
-    @contextmanager
-    def diverted(self, handler: Callable[..., Tensor]) -> Iterator[None]:
-        """In the body, ``handler`` gets the arguments of ``speak`` and returns its result."""
-        before, self._handler = self._handler, handler
-        try:
-            yield
-        finally:
-            self._handler = before
-
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
-        if self._handler is not None:
-            return self._handler(*args, **kwargs)
         with torch.inference_mode():
             (tokens,) = self.run([self.request(*args, **kwargs)])
         return tokens

@@ -1,14 +1,17 @@
 """Flow matching by this package's own solver in place of upstream's two Euler loops.
 
 Replaces ``solve_euler`` (guided) and ``basic_euler`` (mean flow) of upstream's ``models/s3gen/flow_matching.py`` and,
-inside them, the estimator's ``forward``. The noise is still drawn by upstream.
+inside them, the estimator's ``forward``; and before them the encoder's. The noise is still drawn by upstream.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FlowSection
@@ -17,10 +20,12 @@ from ..runtime.flow_estimator import velocity
 from ..runtime.flow_solver import FlowSolver, schedule
 from ..runtime.graphs import compiled
 from ..runtime.host_memory import keep_freed_blocks
-from ..upstream import flow_weights
-from .base import Context, Pass
+from ..runtime.speech_encoder import SpeechEncoder
+from ..upstream import encoder_weights, flow_weights
+from .base import Arguments, Context, Pass, Switch
 
 TOKENS_PER_SECOND, FRAMES_PER_TOKEN = 25, 2
+CPU_BATCH_FRAMES, CUDA_BATCH_FRAMES = 2_000, 32_000  # 40 s, which is where a CPU has nothing more to gain; 11 min
 
 
 class FlowPass(Pass):
@@ -32,6 +37,7 @@ class FlowPass(Pass):
         "s3gen.flow.decoder.solve_euler",
         "s3gen.flow.decoder.basic_euler",
         "s3gen.flow.decoder.estimator.forward",
+        "s3gen.flow.encoder.forward",
     )
     patch_points = (*replaces, "s3gen.flow_inference")
 
@@ -39,6 +45,7 @@ class FlowPass(Pass):
         section, s3gen = context.config.flow, context.parts.s3gen
         try:
             flow_weights.check(s3gen)
+            encoder_weights.check(s3gen)
         except (UnsupportedModelError, AttributeError) as error:
             return str(error)
         if section.guided_steps is not None and flow_weights.is_mean_flow(s3gen):
@@ -48,30 +55,40 @@ class FlowPass(Pass):
     def apply(self, context: Context) -> str:
         section, s3gen, journal = context.config.flow, context.parts.s3gen, context.journal
         flow_weights.fuse(s3gen, journal)
+        encoder_weights.fuse(s3gen, journal)
         flow = Flow(s3gen, section)
         journal.record("buffers of the flow solver", flow.release)
         remark = flow.prepare()
         name = "basic_euler" if flow_weights.is_mean_flow(s3gen) else "solve_euler"
-        journal.wrap(s3gen.flow.decoder, name, lambda wrapped, instance, args, kwargs: flow.solve(*args, **kwargs))
+        decoder, encoder = s3gen.flow.decoder, s3gen.flow.encoder
+        journal.wrap(encoder, "forward", lambda wrapped, instance, args, kwargs: flow.encoder_calls(*args, **kwargs))
+        journal.wrap(decoder, name, lambda wrapped, instance, args, kwargs: flow.solver_calls(*args, **kwargs))
         journal.wrap(
             s3gen, "flow_inference", lambda wrapped, instance, args, kwargs: wrapped(*args, **flow.own(kwargs))
         )
+        context.engines.flow = flow
         return remark
 
 
 class Flow:
-    """Noise to mel frames in upstream's terms."""
+    """Speech tokens to hidden states, and noise to mel frames, in upstream's terms.
+
+    ``encoder_calls`` and ``solver_calls`` are those of upstream's functions; ``encode_all`` and ``solve_all`` answer
+    several of them at once.
+    """
 
     def __init__(self, s3gen: nn.Module, section: FlowSection):
         self._s3gen, self._section = s3gen, section
+        self._encoder: SpeechEncoder | None = None
         self._solver: FlowSolver | None = None
         self._addresses: Any = None
+        self.encoder_calls, self.solver_calls = Switch(self.encode), Switch(self.solve)
 
     def prepare(self) -> str:
         """Read the weights as they are now; the remark for the report."""
         s3gen, remarks = self._s3gen, []
         with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
-            weights = flow_weights.read(s3gen)
+            weights, encoder = flow_weights.read(s3gen), encoder_weights.read(s3gen)
         cuda, function = weights.device.type == "cuda", velocity
         if self._section.compile:
             function, reason = compiled(velocity, device=weights.device, dynamic=not cuda)
@@ -81,15 +98,22 @@ class Flow:
             remarks.append("CUDA graphs")
         self.release()
         keep_freed_blocks()
-        self._addresses = flow_weights.addresses(s3gen)
+        self._addresses = self._fingerprint()
+        self._encoder = SpeechEncoder(encoder)
         self._solver = FlowSolver(weights, not graphs, function, lambda: self._addresses)
         return ", ".join([str(weights.dtype).removeprefix("torch."), *remarks])
 
     def release(self) -> None:
-        """Give the memory of the solver back."""
-        if self._solver is not None:
-            self._solver.release()
-        self._solver = None
+        """Give the memory of encoder and solver back."""
+        for part in (self._encoder, self._solver):
+            if part is not None:
+                part.release()
+        self._encoder = self._solver = None
+
+    def batch_frames(self) -> int:
+        """Frames, padding included, that a batch of utterances has at most."""
+        cuda = self._s3gen.flow.decoder.estimator.final_proj.weight.is_cuda
+        return self._section.batch_frames or (CUDA_BATCH_FRAMES if cuda else CPU_BATCH_FRAMES)
 
     def own(self, options: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments of ``flow_inference`` with a reference of their own, which upstream casts in place."""
@@ -106,6 +130,31 @@ class Flow:
         return {**options, "ref_dict": reference}
 
     @torch.inference_mode()
+    def encode(
+        self, xs: Tensor, xs_lens: Tensor, decoding_chunk_size: int = 0, num_decoding_left_chunks: int = -1
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, 2 T, D) and their mask (B, 1, 2 T); arguments as the encoder's ``forward``.
+
+        Sizes of chunks change nothing in a model that attends to everything, as all known ones do.
+        """
+        return self._encode(xs, xs_lens.long().tolist())  # upstream's cast of the reference has made them floats
+
+    @torch.inference_mode()
+    def encode_all(self, calls: Sequence[Arguments]) -> list[tuple[Tensor, Tensor]]:
+        """``encode`` for the arguments of several calls, in one batch."""
+        each = [_bound(self.encode, call) for call in calls]
+        lengths = [length for call in each for length in call["xs_lens"].long().tolist()]
+        states, masks = self._encode(_padded([call["xs"].transpose(1, 2) for call in each]).transpose(1, 2), lengths)
+        ends = [states.size(1) // max(lengths) * length for length in lengths]
+        return [(states[row : row + 1, :end], masks[row : row + 1, :, :end]) for row, end in enumerate(ends)]
+
+    def _encode(self, xs: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        self._refresh()
+        states = self._encoder(xs, lengths).to(xs.dtype)
+        ends = torch.tensor(lengths, device=xs.device) * (states.size(1) // xs.size(1))
+        return states, (torch.arange(states.size(1), device=xs.device) < ends[:, None])[:, None]
+
+    @torch.inference_mode()
     def solve(
         self,
         x: Tensor,
@@ -117,11 +166,30 @@ class Flow:
         meanflow: bool = False,
     ) -> Tensor:
         """Mel frames (B, 80, T); arguments as upstream's ``solve_euler`` and ``basic_euler``."""
+        return self._solve(x, t_span, mu, mask.sum(dim=(1, 2)).long().tolist(), spks, cond)
+
+    @torch.inference_mode()
+    def solve_all(self, calls: Sequence[Arguments]) -> list[Tensor]:
+        """``solve`` for the arguments of several calls, in one batch for each schedule of times."""
+        each = [_bound(self.solve, call) for call in calls]
+        alike: dict[tuple[float, ...], list[int]] = {}
+        for number, call in enumerate(each):
+            alike.setdefault(tuple(call["t_span"].tolist()), []).append(number)
+        results: dict[int, Tensor] = {}
+        for numbers in alike.values():
+            some = [each[number] for number in numbers]
+            lengths = [call["x"].size(2) for call in some]
+            x, mu, cond = (_padded([call[name] for call in some]) for name in ("x", "mu", "cond"))
+            spks = torch.cat([call["spks"] for call in some])
+            solved = self._solve(x, some[0]["t_span"], mu, lengths, spks, cond)
+            for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
+                results[number] = solved[row : row + 1, :, :length]
+        return [results[number] for number in range(len(each))]
+
+    def _solve(self, x: Tensor, times: Tensor, mu: Tensor, lengths: list[int], spks: Tensor, cond: Tensor) -> Tensor:
         s3gen, section = self._s3gen, self._section
-        if flow_weights.addresses(s3gen) != self._addresses:  # somebody moved or cast the weights after apply
-            self.prepare()
-        mean_flow = flow_weights.is_mean_flow(s3gen)
-        times = t_span.float()
+        self._refresh()
+        mean_flow, times = flow_weights.is_mean_flow(s3gen), times.float()
         if section.steps is not None:
             times = schedule(section.steps, not mean_flow and s3gen.flow.decoder.t_scheduler == "cosine", x.device)
         return self._solver.solve(
@@ -131,7 +199,24 @@ class Flow:
             mu,
             spks,
             cond,
-            lengths=mask.sum(dim=(1, 2)).long().tolist(),
+            lengths=lengths,
             guidance=None if mean_flow else float(s3gen.flow.decoder.inference_cfg_rate),
             guided_steps=section.guided_steps,
         )
+
+    def _refresh(self) -> None:
+        if self._fingerprint() != self._addresses:  # somebody moved or cast the weights after apply
+            self.prepare()
+
+    def _fingerprint(self) -> Any:
+        return flow_weights.addresses(self._s3gen), encoder_weights.addresses(self._s3gen)
+
+
+def _bound(function: Callable[..., Any], call: Arguments) -> dict[str, Any]:
+    return inspect.signature(function).bind(*call[0], **call[1]).arguments
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """Parts (1, C, n) of different n one below the other, zeros behind the shorter ones."""
+    longest = max(part.size(2) for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.size(2))) for part in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..runtime.host_memory import keep_freed_blocks
 from ..runtime.scratch import Scratch
-from ..runtime.vocoder import VocoderWeights, synthesize
+from ..runtime.vocoder import VocoderWeights, excite, synthesize, synthesize_all
 from ..upstream import vocoder_weights
-from .base import Context, Pass
+from .base import Context, Pass, Switch
 
 
 class VocoderPass(Pass):
@@ -35,17 +36,19 @@ class VocoderPass(Pass):
         vocoder = Vocoder(module)
         context.journal.record("buffers of the vocoder", vocoder.release)
         vocoder.prepare()
-        context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.speak(*args, **kwargs))
+        context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.calls(*args, **kwargs))
+        context.engines.vocoder = vocoder
         return ""
 
 
 class Vocoder:
-    """Mel frames to samples in upstream's terms."""
+    """Mel frames to samples in upstream's terms; ``calls`` are those of upstream's function."""
 
     def __init__(self, module: nn.Module):
         self._module, self._scratch = module, Scratch()
         self._weights: VocoderWeights | None = None
         self._addresses: Any = None
+        self.calls = Switch(self.speak)
 
     def prepare(self) -> None:
         """Read the weights as they are now."""
@@ -62,6 +65,21 @@ class Vocoder:
     @torch.inference_mode()
     def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
+        self._refresh()
+        return synthesize(self._weights, speech_feat, cache_source, self._scratch)
+
+    @torch.inference_mode()
+    def source(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> Tensor:
+        """The source (B, 1, n) that ``speak`` returns beside the samples; draws the same random numbers."""
+        self._refresh()
+        return excite(self._weights, speech_feat, cache_source)
+
+    @torch.inference_mode()
+    def speak_all(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+        """Samples (1, n) of several utterances (1, 80, T) in one batch, each from its ``source``."""
+        self._refresh()
+        return synthesize_all(self._weights, mels, sources, self._scratch)
+
+    def _refresh(self) -> None:
         if vocoder_weights.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
             self.prepare()
-        return synthesize(self._weights, speech_feat, cache_source, self._scratch)

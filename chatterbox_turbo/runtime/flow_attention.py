@@ -1,6 +1,8 @@
-"""Full attention for the flow estimator, by what is fastest for device and format."""
+"""Full attention for the flow's estimator and encoder, by what is fastest for device and format."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +14,54 @@ from .scratch import Scratch
 SCORE_BYTES = 8 * 2**20  # of attention scores at once: what a core's share of the last cache holds
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scratch) -> Tensor:
-    """Full attention of queries, keys and values (R, H, T, Dh): (R, H, T, Dh); what is not ``valid`` is not seen.
+@dataclass(frozen=True)
+class Relative:
+    """What positions add to the scores of queries and keys: ``queries`` meet ``keys`` by their distance.
+
+    Attributes:
+        queries: (R, H, T, Dh), scaled.
+        keys: (H, 2 T - 1, Dh), of the distances T - 1 to 1 - T.
+    """
+
+    queries: Tensor
+    keys: Tensor
+
+    def of_head(self, number: int) -> Tensor:
+        """(T, T) of head ``number`` of all R H."""
+        heads = self.keys.size(0)
+        return _shifted(products.linear(self.queries[number // heads, number % heads], self.keys[number % heads]))
+
+    def of_all(self) -> Tensor:
+        """(R, H, T, T)."""
+        return _shifted(self.queries @ self.keys.transpose(1, 2))
+
+
+def _shifted(scores: Tensor) -> Tensor:
+    """(…, T, 2 T - 1) by distance to (…, T, T) by key: row i begins i places further left. A view."""
+    frames = scores.size(-2)
+    outer = scores.stride()[:-2]
+    row = 2 * frames - 1
+    return scores.as_strided((*scores.shape[:-2], frames, frames), (*outer, row - 1, 1), frames - 1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scratch, relative: Relative | None = None
+) -> Tensor:
+    """Full attention of queries, keys and values (R, H, T, Dh): (R, H, T, Dh).
 
     By the fused kernel; but on a CPU, where that computes in fp32 whatever it is given, two products with a softmax
     between them take less time: in half precision less than half, in fp32 where oneDNN computes them.
+
+    Args:
+        valid: (R, T) bool, the keys that are seen; ``None`` for all.
+        relative: added to the scores before the softmax.
     """
     by_heads = products.suits(q)
-    if q.device.type != "cpu" or not (by_heads or q.dtype == torch.bfloat16):
+    if q.device.type != "cpu" or not (by_heads or (q.dtype == torch.bfloat16 and relative is None)):
         mask = None if valid is None else valid[:, None, None]
+        if relative is not None:
+            scores = relative.of_all()
+            mask = scores.contiguous() if mask is None else scores.masked_fill(~mask, -float("inf"))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     rows, heads, frames, width = q.shape
     flat = (rows * heads, frames, width)
@@ -28,15 +69,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scrat
     q *= width**-0.5
     hidden = None if valid is None else ~valid.repeat_interleave(heads, dim=0)[:, None]
     result = scratch("attended", flat, q.dtype)
-    (_each_head if by_heads else _some_heads)(q, k, v, hidden, result, scratch)
+    if by_heads:
+        _each_head(q, k, v, hidden, relative, result, scratch)
+    else:
+        _some_heads(q, k, v, hidden, result, scratch)
     return result.view(rows, heads, frames, width)
 
 
-def _each_head(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, result: Tensor, scratch: Scratch) -> None:
+def _each_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: Tensor | None,
+    relative: Relative | None,
+    result: Tensor,
+    scratch: Scratch,
+) -> None:
     weights = scratch("weights", (q.size(1), q.size(1)), q.dtype)
     values = v.transpose(1, 2).contiguous()
     for head in range(q.size(0)):
         scores = products.linear(q[head], k[head])
+        if relative is not None:
+            scores += relative.of_head(head)
         if hidden is not None:
             scores.masked_fill_(hidden[head], -float("inf"))
         torch.softmax(scores, dim=-1, out=weights)

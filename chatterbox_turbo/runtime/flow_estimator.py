@@ -8,6 +8,7 @@ alone, and only where utterances of several lengths share a batch; what no step 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,21 +158,30 @@ def convolve(conv: Conv, x: Tensor) -> Tensor:
 
 
 def _activate(norm: Norm, x: Tensor) -> Tensor:
-    return F.mish(_normalize(norm, x))
+    return F.mish(normalize(norm, x))
 
 
-def _normalize(norm: Norm, x: Tensor) -> Tensor:
+def normalize(norm: Norm, x: Tensor) -> Tensor:
+    """LayerNorm over the last dimension."""
     return F.layer_norm(x, (x.size(-1),), norm.weight, norm.bias, norm.eps)
+
+
+def valid_frames(lengths: Sequence[int], total: int, device: torch.device) -> Tensor | None:
+    """(R, total) bool, the frames before each length; ``None`` where nothing is padding."""
+    if all(length == total for length in lengths):
+        return None
+    ends = torch.tensor(list(lengths), device=device)
+    return torch.arange(total, device=device) < ends[:, None]
 
 
 def _transform(block: Block, x: Tensor, heads: int, valid: Tensor | None, scratch: Scratch) -> Tensor:
     """One transformer block; the residual stream (R, T, C) is fp32, the rest in the weights' format."""
     dtype = block.qkv.weight.dtype
-    h = _normalize(block.attention_norm, x).to(dtype)
+    h = normalize(block.attention_norm, x).to(dtype)
     parts = linear(h, block.qkv.weight).unflatten(-1, (3, heads, -1)).unbind(dim=2)
     attended = attend(*(part.transpose(1, 2) for part in parts), valid, scratch)
     x = x + linear(attended.transpose(1, 2).flatten(2), block.out.weight, block.out.bias)
-    h = F.gelu(linear(_normalize(block.mlp_norm, x).to(dtype), block.up.weight, block.up.bias))
+    h = F.gelu(linear(normalize(block.mlp_norm, x).to(dtype), block.up.weight, block.up.bias))
     return x + linear(h, block.down.weight, block.down.bias)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .flow_estimator import Constant, EstimatorWeights, constant, velocity
+from .flow_estimator import Constant, EstimatorWeights, constant, valid_frames, velocity
 from .graphs import GraphRunner
 from .scratch import Scratch
 
@@ -68,7 +68,8 @@ class FlowSolver:
         """
         dtype, frames = noise.dtype, noise.size(2)
         padding = -frames % self._bucket
-        valid = _valid(lengths, noise.size(0), frames, frames + padding, noise.device)
+        lengths = [frames] * noise.size(0) if lengths is None else lengths
+        valid = valid_frames(lengths, frames + padding, noise.device)
         state, mean, condition = (_rows(part, padding) for part in (noise, mean, condition))
         if valid is not None:
             mean, condition = mean * valid[..., None], condition * valid[..., None]
@@ -102,16 +103,6 @@ class FlowSolver:
 def _rows(x: Tensor, padding: int) -> Tensor:
     """(B, 80, T) to (B, T + padding, 80) fp32."""
     return torch.nn.functional.pad(x.transpose(1, 2).float(), (0, 0, 0, padding)).contiguous()
-
-
-def _valid(lengths: Sequence[int] | None, rows: int, frames: int, total: int, device: torch.device) -> Tensor | None:
-    """(B, total) bool, or ``None`` where nothing is padding."""
-    if lengths is None:
-        lengths = [frames] * rows
-    if all(length == total for length in lengths):
-        return None
-    ends = torch.tensor(list(lengths), device=device)
-    return torch.arange(total, device=device) < ends[:, None]
 
 
 def _twice(valid: Tensor | None) -> Tensor | None:

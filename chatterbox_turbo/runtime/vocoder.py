@@ -8,6 +8,7 @@ place and in parts that fit a cache; the random numbers are drawn in upstream's 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .flow_estimator import valid_frames
 from .scratch import Scratch
 
 PART = 2**19  # bytes of an activation at once
@@ -107,11 +109,36 @@ def synthesize(weights: VocoderWeights, mel: Tensor, cached: Tensor | None, scra
         cached: (B, 1, m), the source of the samples before, which replaces its beginning; or ``None``.
         scratch: memory for activations.
     """
-    pitch = _pitch(weights, mel)
-    source = _excite(weights.source, pitch)
+    source = excite(weights, mel, cached)
+    return _samples(weights, _decode(weights, mel, _spectrum(weights, source), scratch)), source
+
+
+def synthesize_all(
+    weights: VocoderWeights, mels: Sequence[Tensor], sources: Sequence[Tensor], scratch: Scratch
+) -> list[Tensor]:
+    """Samples (1, n) of utterances (1, 80, T) of several lengths in one batch, from sources (1, 1, n).
+
+    Only the network between the transforms is shared; behind the end of an utterance every convolution reads zeros,
+    as it does when the utterance is alone.
+    """
+    lengths = [mel.size(2) for mel in mels]
+    spectra = [_spectrum(weights, source) for source in sources]
+    frames = _decode(weights, _stacked(mels), _stacked(spectra), scratch, lengths)
+    ends = [spectrum.size(2) for spectrum in spectra]
+    return [_samples(weights, frames[row : row + 1, :, :end]) for row, end in enumerate(ends)]
+
+
+def excite(weights: VocoderWeights, mel: Tensor, cached: Tensor | None = None) -> Tensor:
+    """The source signal (B, 1, n) of mel frames (B, 80, T); draws random numbers. Arguments as ``synthesize``."""
+    source = _excite(weights.source, _pitch(weights, mel))
     if cached is not None and cached.shape[2]:
         source[:, :, : cached.shape[2]] = cached
-    return _decode(weights, mel, source, scratch), source
+    return source
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    longest = max(part.size(2) for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.size(2))) for part in parts])
 
 
 def _pitch(weights: VocoderWeights, mel: Tensor) -> Tensor:
@@ -141,35 +168,60 @@ def _excite(source: Source, pitch: Tensor) -> Tensor:
     return merged.transpose(1, 2)
 
 
-def _decode(weights: VocoderWeights, mel: Tensor, source: Tensor, scratch: Scratch) -> Tensor:
+def _spectrum(weights: VocoderWeights, source: Tensor) -> Tensor:
+    """(B, n_fft + 2, F) real, then imaginary parts of source signals (B, 1, n)."""
     n_fft, hop, window = weights.n_fft, weights.hop, weights.window
     spectrum = torch.stft(source.squeeze(1), n_fft, hop, n_fft, window=window, return_complex=True)
-    spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
-    x = _convolve(weights.before, mel)
-    last = len(weights.levels) - 1
-    for index, level in enumerate(weights.levels):
-        x = _convolve(level.up, F.leaky_relu_(x, weights.slope))
-        if index == last:
-            x = F.pad(x, (1, 0), mode="reflect")
-        x += _residual(level.source_block, _convolve(level.source_down, spectrum), scratch)
-        total = _residual(level.blocks[0], x.clone(), scratch)
-        for block in level.blocks[1:]:
-            total += _residual(block, x.clone(), scratch)
-        x = total.div_(len(level.blocks))
-    x = _convolve(weights.after, F.leaky_relu_(x))
-    middle = n_fft // 2 + 1
+    return torch.cat([spectrum.real, spectrum.imag], dim=1)
+
+
+def _samples(weights: VocoderWeights, x: Tensor) -> Tensor:
+    """(B, n) of the network's output (B, n_fft + 2, F): logarithmic magnitudes, then phases."""
+    n_fft, hop, window, middle = weights.n_fft, weights.hop, weights.window, weights.n_fft // 2 + 1
     magnitude = torch.exp(x[:, :middle]).clip_(max=1e2)
     phase = torch.sin(x[:, middle:])
     frames = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
     return torch.istft(frames, n_fft, hop, n_fft, window=window).clamp_(-weights.limit, weights.limit)
 
 
-def _residual(block: ResidualBlock, x: Tensor, scratch: Scratch) -> Tensor:
+def _decode(
+    weights: VocoderWeights, mel: Tensor, spectrum: Tensor, scratch: Scratch, lengths: Sequence[int] | None = None
+) -> Tensor:
+    """(B, n_fft + 2, F) of mel frames (B, 80, T); ``lengths``: frames of each row, whose padding has to be zero."""
+    x = _convolve(weights.before, mel)
+    last, before = len(weights.levels) - 1, list(lengths or ())
+    seen = _valid(before, x)
+    for index, level in enumerate(weights.levels):
+        x = _convolve(level.up, _keep(F.leaky_relu_(x, weights.slope), seen))
+        before = [level.up.options["stride"][0] * length for length in before]
+        if index == last:
+            x, before = F.pad(x, (1, 0), mode="reflect"), [length + 1 for length in before]
+        seen = _valid(before, x)
+        x += _residual(level.source_block, _convolve(level.source_down, spectrum), scratch, seen)
+        total = _residual(level.blocks[0], x.clone(), scratch, seen)
+        for block in level.blocks[1:]:
+            total += _residual(block, x.clone(), scratch, seen)
+        x = total.div_(len(level.blocks))
+    return _convolve(weights.after, _keep(F.leaky_relu_(x), seen))
+
+
+def _valid(lengths: Sequence[int], x: Tensor) -> Tensor | None:
+    """(B, 1, T) bool of x (B, C, T), or ``None`` where nothing is padding."""
+    valid = valid_frames(lengths, x.size(2), x.device)
+    return None if valid is None else valid[:, None]
+
+
+def _keep(x: Tensor, valid: Tensor | None) -> Tensor:
+    """x, in place, with zeros where it is not valid."""
+    return x if valid is None else x.mul_(valid)
+
+
+def _residual(block: ResidualBlock, x: Tensor, scratch: Scratch, valid: Tensor | None) -> Tensor:
     """x, in place."""
     for first_activation, first, second_activation, second in block.steps:
         activated = scratch("activated", x.shape, x.dtype, x.device)
-        h = _convolve(first, _snake(first_activation, x, activated, scratch))
-        x += _convolve(second, _snake(second_activation, h, h, scratch))
+        h = _convolve(first, _keep(_snake(first_activation, x, activated, scratch), valid))
+        x += _convolve(second, _keep(_snake(second_activation, h, h, scratch), valid))
     return x
 
 

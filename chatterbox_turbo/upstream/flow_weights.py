@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
 from ..patching import Journal
 from ..runtime.flow_estimator import Block, Conv, EstimatorWeights, Resnet, Stage, sinusoids
-from ..runtime.weights import Linear, Norm
+from ..runtime.weights import Linear
 from . import parameters
+from .modules import as_conv, as_linear, as_norm, bias_of, refuse_unless
 
 MEL = 80  # channels of the state; as many each of mean, speaker and condition follow
 
@@ -77,7 +77,7 @@ def read(s3gen: nn.Module) -> EstimatorWeights:
     stages = []
     for resnet, blocks, after in _stages(estimator):
         made = tuple(_block(block, next(fused)) for block in blocks)
-        stages.append(Stage(_resnet(resnet), made, None if after is None else _conv(after)))
+        stages.append(Stage(_resnet(resnet), made, None if after is None else as_conv(after)))
     first = estimator.down_blocks[0][0]
     noisy, given = _split(first.block1.block[0], dtype)
     noisy_shortcut, given_shortcut = _split(first.res_conv, dtype)
@@ -87,9 +87,9 @@ def read(s3gen: nn.Module) -> EstimatorWeights:
         noisy_shortcut=noisy_shortcut,
         given=given,
         given_shortcut=given_shortcut,
-        final=_conv(estimator.final_block.block[0]),
-        final_norm=_norm(estimator.final_block.block[2]),
-        projection=_conv(estimator.final_proj),
+        final=as_conv(estimator.final_block.block[0]),
+        final_norm=as_norm(estimator.final_block.block[2]),
+        projection=as_conv(estimator.final_proj),
         heads=estimator.down_blocks[0][1][0].attn1.heads,
     )
 
@@ -126,49 +126,33 @@ def check(s3gen: nn.Module) -> None:
         "cross attention": (any(block.attn2 is not None for block in blocks), False),
         "bias of queries": (any(block.attn1.to_q.bias is not None for block in blocks), False),
     }
-    for name, (found, wanted) in facts.items():
-        if found != wanted:
-            raise UnsupportedModelError(
-                f"S3Gen's estimator has {name} = {found!r}.",
-                f"The flow solver computes {wanted!r} only.",
-                "Set flow.enabled = false.",
-            )
+    refuse_unless(facts, "estimator", "The flow solver", "flow")
 
 
 def _resnet(module: nn.Module) -> Resnet:
     first, second = module.block1.block, module.block2.block
-    return Resnet(_conv(first[0]), _norm(first[2]), _conv(second[0]), _norm(second[2]), _conv(module.res_conv))
+    return Resnet(
+        first=as_conv(first[0]),
+        first_norm=as_norm(first[2]),
+        second=as_conv(second[0]),
+        second_norm=as_norm(second[2]),
+        shortcut=as_conv(module.res_conv),
+    )
 
 
 def _block(module: nn.Module, qkv: Tensor) -> Block:
     return Block(
-        attention_norm=_norm(module.norm1),
+        attention_norm=as_norm(module.norm1),
         qkv=Linear(qkv),
-        out=_linear(module.attn1.to_out[0]),
-        mlp_norm=_norm(module.norm3),
-        up=_linear(module.ff.net[0].proj),
-        down=_linear(module.ff.net[2]),
+        out=as_linear(module.attn1.to_out[0]),
+        mlp_norm=as_norm(module.norm3),
+        up=as_linear(module.ff.net[0].proj),
+        down=as_linear(module.ff.net[2]),
     )
 
 
 def _split(module: nn.Module, dtype: torch.dtype) -> tuple[Conv, Conv]:
     """A convolution over all channels as one over the state and one, with the bias, over the rest."""
     weight = module.weight.data.to(dtype)
-    bias = _bias(module)
+    bias = bias_of(module)
     return Conv(weight[:, :MEL].contiguous(), None), Conv(weight[:, MEL:].contiguous(), bias)
-
-
-def _conv(module: nn.Module) -> Conv:
-    return Conv(module.weight.data, _bias(module))
-
-
-def _linear(module: nn.Module) -> Linear:
-    return Linear(module.weight.data, _bias(module))
-
-
-def _bias(module: nn.Module) -> Tensor | None:
-    return None if module.bias is None else module.bias.data.to(module.weight.dtype)
-
-
-def _norm(module: nn.Module) -> Norm:
-    return Norm(module.weight.data.float(), module.bias.data.float(), module.eps)

@@ -107,6 +107,12 @@ _POINTS = (
         ("x", "mask", "mu", "t", "spks", "cond"),
         code=frozenset({"d4ea56d3ccd4", "7eb0c29e88a5"}),  # 0.1.4 and 0.1.5; 0.1.6 to the development branch
     ),
+    PatchPoint(
+        "s3gen.flow.encoder.forward",
+        ALL,
+        ("xs", "xs_lens"),
+        code=frozenset({"d797fcecd85d"}),  # 0.1.4 to the development branch
+    ),
     PatchPoint("s3gen.embed_ref", ALL, ("ref_wav", "ref_sr", "device")),
     PatchPoint("s3gen.tokenizer.forward", ALL, ("wavs", "max_len")),
     PatchPoint("s3gen.flow_inference", ALL, ("speech_tokens", "ref_dict")),

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
 from ..runtime.vocoder import Convolution, ResidualBlock, Snake, Source, Upsampling, VocoderWeights
+from .modules import refuse_unless
 
 
 def addresses(vocoder: nn.Module) -> Hashable:
@@ -74,13 +74,7 @@ def check(vocoder: nn.Module) -> None:
             {nn.ELU},
         ),
     }
-    for name, (found, wanted) in facts.items():
-        if found != wanted:
-            raise UnsupportedModelError(
-                f"S3Gen's vocoder has {name} = {found!r}.",
-                f"This package's computes {wanted!r} only.",
-                "Set vocoder.enabled = false.",
-            )
+    refuse_unless(facts, "vocoder", "This package's", "vocoder")
 
 
 def _residual(block: nn.Module) -> ResidualBlock:
