@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FlowSection
-from ..errors import UnsupportedModelError
+from ..errors import InvalidRequestError, UnsupportedModelError
 from ..runtime.flow_estimator import velocity
 from ..runtime.flow_solver import FlowSolver, schedule
+from ..runtime.frames import stacked
 from ..runtime.graphs import compiled
 from ..runtime.host_memory import keep_freed_blocks
 from ..runtime.speech_encoder import SpeechEncoder
@@ -63,9 +63,12 @@ class FlowPass(Pass):
         decoder, encoder = s3gen.flow.decoder, s3gen.flow.encoder
         journal.wrap(encoder, "forward", lambda wrapped, instance, args, kwargs: flow.encoder_calls(*args, **kwargs))
         journal.wrap(decoder, name, lambda wrapped, instance, args, kwargs: flow.solver_calls(*args, **kwargs))
-        journal.wrap(
-            s3gen, "flow_inference", lambda wrapped, instance, args, kwargs: wrapped(*args, **flow.own(kwargs))
-        )
+
+        def infer(wrapped, instance, args, kwargs):
+            _check_tokens(args[0] if args else kwargs["speech_tokens"], s3gen.flow.input_embedding.num_embeddings)
+            return wrapped(*args, **flow.own(kwargs))
+
+        journal.wrap(s3gen, "flow_inference", infer)
         context.engines.flow = flow
         return remark
 
@@ -144,7 +147,7 @@ class Flow:
         """``encode`` for the arguments of several calls, in one batch."""
         each = [_bound(self.encode, call) for call in calls]
         lengths = [length for call in each for length in call["xs_lens"].long().tolist()]
-        states, masks = self._encode(_padded([call["xs"].transpose(1, 2) for call in each]).transpose(1, 2), lengths)
+        states, masks = self._encode(stacked([call["xs"].transpose(1, 2) for call in each]).transpose(1, 2), lengths)
         ends = [states.size(1) // max(lengths) * length for length in lengths]
         return [(states[row : row + 1, :end], masks[row : row + 1, :, :end]) for row, end in enumerate(ends)]
 
@@ -179,7 +182,7 @@ class Flow:
         for numbers in alike.values():
             some = [each[number] for number in numbers]
             lengths = [call["x"].size(2) for call in some]
-            x, mu, cond = (_padded([call[name] for call in some]) for name in ("x", "mu", "cond"))
+            x, mu, cond = (stacked([call[name] for call in some]) for name in ("x", "mu", "cond"))
             spks = torch.cat([call["spks"] for call in some])
             solved = self._solve(x, some[0]["t_span"], mu, lengths, spks, cond)
             for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
@@ -212,11 +215,22 @@ class Flow:
         return flow_weights.addresses(self._s3gen), encoder_weights.addresses(self._s3gen)
 
 
+def _check_tokens(tokens: Tensor, count: int) -> None:
+    """Refuse what upstream fails on in a convolution or, on CUDA, in a way that ends the process."""
+    if not tokens.numel():
+        raise InvalidRequestError(
+            "There are no speech tokens.",
+            "Speech ended before its first token.",
+            "Change the text, the seed or the voice.",
+        )
+    least, most = (int(bound) for bound in tokens.aminmax())
+    if least < 0 or most >= count:
+        raise InvalidRequestError(
+            f"Speech token {least if least < 0 else most} is out of range.",
+            f"The flow has embeddings for 0 to {count - 1}; special tokens have no sound.",
+            "Leave them out (drop_invalid_tokens of chatterbox.models.s3tokenizer).",
+        )
+
+
 def _bound(function: Callable[..., Any], call: Arguments) -> dict[str, Any]:
     return inspect.signature(function).bind(*call[0], **call[1]).arguments
-
-
-def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """Parts (1, C, n) of different n one below the other, zeros behind the shorter ones."""
-    longest = max(part.size(2) for part in parts)
-    return torch.cat([F.pad(part, (0, longest - part.size(2))) for part in parts])

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import products
 from .scratch import Scratch
 
+SMALL = 60.0  # scores whose exponentials, and sums of thousands of them, fit fp32 and bf16 on both sides
 SCORE_BYTES = 8 * 2**20  # of attention scores at once: what a core's share of the last cache holds
 
 
@@ -98,10 +99,15 @@ def _each_head(
 
 
 def _some_heads(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, result: Tensor, scratch: Scratch) -> None:
-    """As many heads at once as have their scores in the cache, in equal shares."""
+    """As many heads at once as have their scores in the cache, in equal shares.
+
+    A softmax reads and writes the scores several times. Where no score can be large, their exponentials need no
+    largest one subtracted before, and are divided by their sum after the product, where there is less to divide.
+    """
     heads, frames, _ = q.shape
     fitting = max(SCORE_BYTES // (frames * frames * q.dtype.itemsize), torch.get_num_threads())
     count = -(-heads // -(-heads // fitting))
+    small = _largest_length(q) * _largest_length(k) < SMALL
     scores, weights = (scratch(name, (count, frames, frames), q.dtype) for name in ("scores", "weights"))
     for at in range(0, heads, count):
         some = slice(at, min(at + count, heads))
@@ -109,5 +115,14 @@ def _some_heads(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, result: 
         torch.bmm(q[some], k[some].transpose(1, 2), out=s)
         if hidden is not None:
             s.masked_fill_(hidden[some], -float("inf"))
-        torch.softmax(s, dim=-1, out=w)
-        torch.bmm(w, v[some], out=result[some])
+        if small:
+            sums = s.exp_().sum(dim=-1, keepdim=True)
+            torch.bmm(s, v[some], out=result[some]).div_(sums)
+        else:
+            torch.softmax(s, dim=-1, out=w)
+            torch.bmm(w, v[some], out=result[some])
+
+
+def _largest_length(x: Tensor) -> float:
+    """Of the vectors in the last dimension: no score exceeds the product of two such (Cauchy-Schwarz)."""
+    return torch.linalg.vector_norm(x, dim=-1).max().item()

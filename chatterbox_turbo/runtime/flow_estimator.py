@@ -8,7 +8,6 @@ alone, and only where utterances of several lengths share a batch; what no step 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .flow_attention import attend
+from .frames import Conv, convolve, normalize
 from .products import linear
 from .scratch import Scratch
 from .weights import Linear, Norm
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A causal convolution over frames, ``weight`` (out, in, K)."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -149,29 +141,8 @@ def velocity(
     return convolve(weights.projection, _activate(weights.final_norm, convolve(weights.final, x)))
 
 
-def convolve(conv: Conv, x: Tensor) -> Tensor:
-    """A causal convolution of (R, T, in) in the weights' format: (R, T, out) fp32."""
-    x, width = x.to(conv.weight.dtype), conv.weight.size(-1)
-    if width == 1:
-        return linear(x, conv.weight[..., 0], conv.bias).float()
-    return F.conv1d(F.pad(x, (0, 0, width - 1, 0)).transpose(1, 2), conv.weight, conv.bias).transpose(1, 2).float()
-
-
 def _activate(norm: Norm, x: Tensor) -> Tensor:
     return F.mish(normalize(norm, x))
-
-
-def normalize(norm: Norm, x: Tensor) -> Tensor:
-    """LayerNorm over the last dimension."""
-    return F.layer_norm(x, (x.size(-1),), norm.weight, norm.bias, norm.eps)
-
-
-def valid_frames(lengths: Sequence[int], total: int, device: torch.device) -> Tensor | None:
-    """(R, total) bool, the frames before each length; ``None`` where nothing is padding."""
-    if all(length == total for length in lengths):
-        return None
-    ends = torch.tensor(list(lengths), device=device)
-    return torch.arange(total, device=device) < ends[:, None]
 
 
 def _transform(block: Block, x: Tensor, heads: int, valid: Tensor | None, scratch: Scratch) -> Tensor:

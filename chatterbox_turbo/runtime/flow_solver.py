@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .flow_estimator import Constant, EstimatorWeights, constant, valid_frames, velocity
+from .flow_estimator import Constant, EstimatorWeights, constant, velocity
+from .frames import valid_frames
 from .graphs import GraphRunner
 from .scratch import Scratch
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .flow_estimator import valid_frames
+from .frames import stacked, valid_frames
 from .scratch import Scratch
 
 PART = 2**19  # bytes of an activation at once
@@ -123,7 +123,7 @@ def synthesize_all(
     """
     lengths = [mel.size(2) for mel in mels]
     spectra = [_spectrum(weights, source) for source in sources]
-    frames = _decode(weights, _stacked(mels), _stacked(spectra), scratch, lengths)
+    frames = _decode(weights, stacked(mels), stacked(spectra), scratch, lengths)
     ends = [spectrum.size(2) for spectrum in spectra]
     return [_samples(weights, frames[row : row + 1, :, :end]) for row, end in enumerate(ends)]
 
@@ -134,11 +134,6 @@ def excite(weights: VocoderWeights, mel: Tensor, cached: Tensor | None = None) -
     if cached is not None and cached.shape[2]:
         source[:, :, : cached.shape[2]] = cached
     return source
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    longest = max(part.size(2) for part in parts)
-    return torch.cat([F.pad(part, (0, longest - part.size(2))) for part in parts])
 
 
 def _pitch(weights: VocoderWeights, mel: Tensor) -> Tensor:

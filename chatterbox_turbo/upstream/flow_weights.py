@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..patching import Journal
-from ..runtime.flow_estimator import Block, Conv, EstimatorWeights, Resnet, Stage, sinusoids
+from ..runtime.flow_estimator import Block, EstimatorWeights, Resnet, Stage, sinusoids
+from ..runtime.frames import Conv
 from ..runtime.weights import Linear
 from . import parameters
 from .modules import as_conv, as_linear, as_norm, bias_of, refuse_unless
