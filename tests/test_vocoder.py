@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
+from chatterbox_turbo.errors import UnsupportedModelError
+from chatterbox_turbo.runtime.scratch import Scratch
+from chatterbox_turbo.runtime.vocoder import synthesize
+from chatterbox_turbo.upstream import vocoder_weights
 from chatterbox_turbo.upstream.patch_points import LLAMA
 
 ALONE = {"vocoder": {"enabled": True}, "flow": {"enabled": False}}
@@ -67,3 +75,30 @@ def test_parametrizations_stay_and_changed_weights_are_read_anew(models):
             weight.data = kept
         assert not torch.equal(changed, before)
         assert torch.equal(run(model, mel)[0], before)
+
+
+def test_folded_weights_and_removed_normalization_give_the_same():
+    """Folding, as on a GPU; and a vocoder whose user has folded it already."""
+    module = synthetic.build(LLAMA[0], "tiny").s3gen.mel2wav  # its own: parametrized copies share a class
+    mel = torch.randn(1, 80, 30, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        lean, folded = (vocoder_weights.read(module, fold=fold) for fold in (False, True))
+        assert lean.before.magnitude is not None and folded.before.magnitude is None
+        results = [sound(lean, mel), sound(folded, mel)]
+        for part in module.modules():
+            if parametrize.is_parametrized(part):
+                parametrize.remove_parametrizations(part, "weight")
+        results.append(sound(vocoder_weights.read(module, fold=False), mel))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def sound(weights, mel):
+    torch.manual_seed(1)
+    return synthesize(weights, mel, None, Scratch())[0]
+
+
+def test_another_parametrization_is_refused(models):
+    module = copy.deepcopy(models(LLAMA[0]).s3gen.mel2wav)
+    module.conv_pre.parametrizations.weight[0].dim = 1
+    with pytest.raises(UnsupportedModelError, match="parametrizations"):
+        vocoder_weights.check(module)

@@ -17,7 +17,7 @@ from .base import Context, Pass, Switch
 
 
 class VocoderPass(Pass):
-    """Folds weight normalization once; upstream's modules keep their parametrizations."""
+    """Computes without upstream's modules, which keep their parametrizations."""
 
     name = "vocoder"
     summary = "HiFT vocoder: weight normalization folded, harmonics at once, activations in place"
@@ -53,7 +53,8 @@ class Vocoder:
     def prepare(self) -> None:
         """Read the weights as they are now."""
         with torch.inference_mode(False), torch.no_grad():  # copies outlive the call
-            self._weights = vocoder_weights.read(self._module)
+            # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
+            self._weights = vocoder_weights.read(self._module, fold=self._module.conv_pre.bias.device.type != "cpu")
         self._addresses = vocoder_weights.addresses(self._module)
         keep_freed_blocks()
 
@@ -65,21 +66,19 @@ class Vocoder:
     @torch.inference_mode()
     def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
-        self._refresh()
-        return synthesize(self._weights, speech_feat, cache_source, self._scratch)
+        return synthesize(self._current(), speech_feat, cache_source, self._scratch)
 
     @torch.inference_mode()
     def source(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> Tensor:
         """The source (B, 1, n) that ``speak`` returns beside the samples; draws the same random numbers."""
-        self._refresh()
-        return excite(self._weights, speech_feat, cache_source)
+        return excite(self._current(), speech_feat, cache_source)
 
     @torch.inference_mode()
     def speak_all(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """Samples (1, n) of several utterances (1, 80, T) in one batch, each from its ``source``."""
-        self._refresh()
-        return synthesize_all(self._weights, mels, sources, self._scratch)
+        return synthesize_all(self._current(), mels, sources, self._scratch)
 
-    def _refresh(self) -> None:
+    def _current(self) -> VocoderWeights:
         if vocoder_weights.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
             self.prepare()
+        return self._weights

@@ -1,8 +1,8 @@
 """HiFTNet (2023): mel frames to samples by a source of harmonics, convolutions and an inverse short-time transform.
 
-Computes what upstream's ``HiFTGenerator`` does (``models/s3gen/hifigan.py``), to the bit: weights come in without
-their normalization (weight-norm is folded once instead of at every call), harmonics in one product, activations in
-place and in parts that fit a cache; the random numbers are drawn in upstream's order.
+Computes what upstream's ``HiFTGenerator`` does (``models/s3gen/hifigan.py``), to the bit: harmonics in one
+product, activations in place and in parts that fit a cache; weight normalization can be folded before. The random
+numbers are drawn in upstream's order.
 """
 
 from __future__ import annotations
@@ -24,12 +24,23 @@ PART = 2**19  # bytes of an activation at once
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution over time, or a transposed one; ``options``: stride, padding, dilation."""
+    """A convolution over time, or a transposed one.
 
-    weight: Tensor
+    Attributes:
+        direction: the weight, or where there is a ``magnitude``, what weight normalization (2016) scales to it.
+        options: stride, padding, dilation.
+    """
+
+    direction: Tensor
+    magnitude: Tensor | None
     bias: Tensor | None
     options: dict[str, Any]
     transposed: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, computed anew where it is normalized."""
+        return self.direction if self.magnitude is None else torch._weight_norm(self.direction, self.magnitude, 0)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,19 @@
-"""S3Gen's vocoder as the runtime reads it: weights with their normalization folded in; upstream's modules stay."""
+"""S3Gen's vocoder as the runtime reads it; upstream's modules and their weight normalization stay."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..runtime.vocoder import Convolution, ResidualBlock, Snake, Source, Upsampling, VocoderWeights
 from .modules import refuse_unless
+
+WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
 
 
 def addresses(vocoder: nn.Module) -> Hashable:
@@ -17,13 +21,17 @@ def addresses(vocoder: nn.Module) -> Hashable:
     return tuple((p.data_ptr(), p.dtype) for p in vocoder.parameters())
 
 
-def read(vocoder: nn.Module) -> VocoderWeights:
-    """The weights of a ``HiFTGenerator`` as they are now; convolutions with weight-norm are copies.
+def read(vocoder: nn.Module, fold: bool) -> VocoderWeights:
+    """The weights of a ``HiFTGenerator`` as they are now: views of its parameters.
+
+    Args:
+        fold: fold weight normalization, into copies.
 
     Raises:
         UnsupportedModelError: an architecture that the runtime does not compute.
     """
     check(vocoder)
+    convolution = partial(_convolution, fold=fold)
     sines = vocoder.m_source.l_sin_gen
     upsampling = vocoder.f0_upsamp.scale_factor
     source = Source(
@@ -38,21 +46,21 @@ def read(vocoder: nn.Module) -> VocoderWeights:
     count = vocoder.num_kernels
     levels = tuple(
         Upsampling(
-            _convolution(up),
-            _convolution(vocoder.source_downs[index]),
-            _residual(vocoder.source_resblocks[index]),
-            tuple(_residual(block) for block in vocoder.resblocks[index * count : (index + 1) * count]),
+            convolution(up),
+            convolution(vocoder.source_downs[index]),
+            _residual(convolution, vocoder.source_resblocks[index]),
+            tuple(_residual(convolution, block) for block in vocoder.resblocks[index * count : (index + 1) * count]),
         )
         for index, up in enumerate(vocoder.ups)
     )
     predictor = vocoder.f0_predictor
     return VocoderWeights(
-        pitch=tuple(_convolution(layer) for layer in predictor.condnet if isinstance(layer, nn.Conv1d)),
+        pitch=tuple(convolution(layer) for layer in predictor.condnet if isinstance(layer, nn.Conv1d)),
         pitch_head=_product(predictor.classifier),
         source=source,
-        before=_convolution(vocoder.conv_pre),
+        before=convolution(vocoder.conv_pre),
         levels=levels,
-        after=_convolution(vocoder.conv_post),
+        after=convolution(vocoder.conv_post),
         window=vocoder.stft_window.to(vocoder.conv_pre.bias.device),
         n_fft=vocoder.istft_params["n_fft"],
         hop=vocoder.istft_params["hop_len"],
@@ -67,6 +75,10 @@ def check(vocoder: nn.Module) -> None:
     convolutions = [module for module in vocoder.modules() if isinstance(module, nn.Conv1d | nn.ConvTranspose1d)]
     facts = {
         "activation on a logarithmic scale": (any(snake.alpha_logscale for snake in snakes), False),
+        "parametrizations": (
+            {_parametrizations(convolution) for convolution in convolutions} | {(), WEIGHT_NORM},
+            {(), WEIGHT_NORM},
+        ),
         "padding": ({convolution.padding_mode for convolution in convolutions}, {"zeros"}),
         "number format": ({parameter.dtype for parameter in vocoder.parameters()}, {torch.float32}),
         "activation of the pitch predictor": (
@@ -77,9 +89,14 @@ def check(vocoder: nn.Module) -> None:
     refuse_unless(facts, "vocoder", "This package's", "vocoder")
 
 
-def _residual(block: nn.Module) -> ResidualBlock:
+def _parametrizations(module: nn.Module) -> tuple[tuple[str, str, int | None], ...]:
+    every = module.parametrizations.items() if parametrize.is_parametrized(module) else ()
+    return tuple((name, type(one).__name__, getattr(one, "dim", None)) for name, some in every for one in some)
+
+
+def _residual(convolution: Callable[[nn.Module], Convolution], block: nn.Module) -> ResidualBlock:
     parts = zip(block.activations1, block.convs1, block.activations2, block.convs2, strict=True)
-    return ResidualBlock(tuple((_snake(a), _convolution(b), _snake(c), _convolution(d)) for a, b, c, d in parts))
+    return ResidualBlock(tuple((_snake(a), convolution(b), _snake(c), convolution(d)) for a, b, c, d in parts))
 
 
 def _snake(module: nn.Module) -> Snake:
@@ -92,9 +109,12 @@ def _product(module: nn.Linear) -> tuple[Tensor, Tensor]:
     return module.weight, module.bias
 
 
-def _convolution(module: nn.Conv1d | nn.ConvTranspose1d) -> Convolution:
+def _convolution(module: nn.Conv1d | nn.ConvTranspose1d, fold: bool) -> Convolution:
     transposed = isinstance(module, nn.ConvTranspose1d)
     names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if transposed else ()))
     options = {name: getattr(module, name) for name in names}
     bias = None if module.bias is None else module.bias.data
-    return Convolution(module.weight.detach(), bias, options, transposed)
+    if fold or not parametrize.is_parametrized(module, "weight"):
+        return Convolution(module.weight.detach(), None, bias, options, transposed)
+    normalized = module.parametrizations.weight
+    return Convolution(normalized.original1.data, normalized.original0.data, bias, options, transposed)
