@@ -148,7 +148,8 @@ class Flow:
         each = [_bound(self.encode, call) for call in calls]
         lengths = [length for call in each for length in call["xs_lens"].long().tolist()]
         states, masks = self._encode(stacked([call["xs"].transpose(1, 2) for call in each]).transpose(1, 2), lengths)
-        ends = [states.size(1) // max(lengths) * length for length in lengths]
+        sizes = [call["xs"].size(1) for call in each]
+        ends = [states.size(1) // max(sizes) * size for size in sizes]
         return [(states[row : row + 1, :end], masks[row : row + 1, :, :end]) for row, end in enumerate(ends)]
 
     def _encode(self, xs: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

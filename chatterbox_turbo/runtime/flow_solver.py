@@ -19,6 +19,8 @@ MAX_GRAPHS = 16
 class FlowSolver:
     """Solves for one utterance or several; buffers and graphs are kept from call to call.
 
+    Graphs are for single utterances: several have enough work to hide the launches, in shapes that seldom come again.
+
     Args:
         weights: of the estimator.
         disable: no CUDA graphs.
@@ -40,6 +42,7 @@ class FlowSolver:
             return function(self.weights, state, start, times, seen, self._scratch)
 
         self.runner = GraphRunner(run, disable=disable, addresses=addresses, max_graphs=MAX_GRAPHS)
+        self._eager = GraphRunner(run, disable=True)
 
     def solve(
         self,
@@ -68,7 +71,7 @@ class FlowSolver:
             guided_steps: steps from the first on that are guided; the others cost half. All where it is ``None``.
         """
         dtype, frames = noise.dtype, noise.size(2)
-        padding = -frames % self._bucket
+        padding = -frames % self._bucket if noise.size(0) == 1 else 0
         lengths = [frames] * noise.size(0) if lengths is None else lengths
         valid = valid_frames(lengths, frames + padding, noise.device)
         state, mean, condition = (_rows(part, padding) for part in (noise, mean, condition))
@@ -93,7 +96,8 @@ class FlowSolver:
     def _velocity(self, state: Tensor, start: Constant, times: Tensor, valid: Tensor | None) -> Tensor:
         masks = () if valid is None else (valid,)
         key = (*start.first.shape[:2], state.size(0), bool(masks))
-        return self.runner(key, state, start.first, start.shortcut, times, *masks)
+        runner = self.runner if state.size(0) == 1 else self._eager
+        return runner(key, state, start.first, start.shortcut, times, *masks)
 
     def release(self) -> None:
         """Give buffers and graphs back."""
