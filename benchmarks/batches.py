@@ -23,7 +23,7 @@ def main(family: str = "english", preset: str = "auto", tokens: str = "50", utte
     warnings.simplefilter("ignore")
     model = synthetic.build(family, "full", stop_after=int(tokens))
     items = [{**arguments(identify(model), TEXTS[n % 4]), "seed": n} for n in range(int(utterances))]
-    config = turbo.OptimizationConfig.from_preset(preset, decoding={"progress": "off"})
+    config = {"preset": preset, "decoding": {"progress": "off"}}
     turbo.apply(model, config)
     decode(model, items)
     speak(model, items, config)
@@ -69,7 +69,7 @@ def speak(model, items, config) -> None:
 
     expected = None
     for name, frames in (("generate", None), ("audio one by one", 1), ("2000 frames", 2000), ("8000 frames", 8000)):
-        turbo.apply(model, config.model_copy(update={"flow": config.flow.model_copy(update={"batch_frames": frames})}))
+        turbo.apply(model, {**config, "flow": {"batch_frames": frames}})
         start = time.perf_counter()
         waves = alone() if name == "generate" else model.turbo.batch(items)
         seconds = time.perf_counter() - start

@@ -40,10 +40,12 @@ def relative(a, b):
 
 
 @pytest.mark.parametrize("kernel", ["torch", "numba", "compile"])
+@pytest.mark.parametrize("positions", [2048, 100])
 @pytest.mark.parametrize("fused", SPEAKING, indirect=True)
-def test_logits_equal_those_of_transformers_within_rounding(fused, kernel):
-    """Prefill, then steps of three requests of two rows that come and go, across the end of a bucket."""
-    if kernel == "compile" and fused.tfmr.config.model_type != "gpt2":
+def test_logits_equal_those_of_transformers_within_rounding(fused, kernel, positions, monkeypatch):
+    """Prefills of one and of several, then steps of requests of two rows that come and go, across a bucket's end."""
+    monkeypatch.setattr("chatterbox_turbo.runtime.backbone.PREFILL_POSITIONS", positions)
+    if kernel == "compile" and (fused.tfmr.config.model_type != "gpt2" or positions < 2048):
         pytest.skip("one family is enough: a compilation takes a minute")
     weights = t3_weights.read(fused)
     ours = StaticBackbone(weights, choose_step(weights, (), kernel, graphs=False)[0])
@@ -52,9 +54,10 @@ def test_logits_equal_those_of_transformers_within_rounding(fused, kernel):
     with torch.inference_mode():
         for backbone in (ours, theirs):
             backbone.begin(3, 2)
-        for length in (BUCKET - 1, 17, 40):
-            embeds = torch.randn(2, length, weights.width, generator=generator)
-            assert relative(ours.admit(embeds, 10), theirs.admit(embeds, 10)) < 1e-5
+        for lengths in ((BUCKET - 1,), (17, 40)):
+            embeds = [torch.randn(2, length, weights.width, generator=generator) for length in lengths]
+            limits = [10] * len(embeds)
+            assert relative(ours.admit(embeds, limits), theirs.admit(embeds, limits)) < 1e-5
         for index in range(8):
             if index in (3, 5):
                 for backbone in (ours, theirs):
@@ -73,7 +76,7 @@ def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused):
         backbone = StaticBackbone(weights, CpuStep(weights))
         backbone.begin(len(rows), 1)
         for row in rows:
-            backbone.admit(embeds[row].expand(1, 5 + row, -1) / (1 + torch.arange(5 + row)[:, None]), 1)
+            backbone.admit([embeds[row].expand(1, 5 + row, -1) / (1 + torch.arange(5 + row)[:, None])], [1])
         return backbone.step(embeds[rows])[0]
 
     with torch.inference_mode():
@@ -92,7 +95,7 @@ def test_the_numba_step_leaves_the_number_of_threads_as_it_was(fused):
             backbone = StaticBackbone(weights, CpuStep(weights))
             with torch.inference_mode():
                 backbone.begin(1, 1)
-                backbone.admit(torch.zeros(1, 3, weights.width), 2)
+                backbone.admit([torch.zeros(1, 3, weights.width)], [2])
                 backbone.step(torch.zeros(1, weights.width))
             assert torch.get_num_threads() == threads
     finally:
@@ -115,7 +118,7 @@ def test_watched_attention_is_that_of_the_heads(fused):
         for step in (CpuStep(weights, HEADS), choose_step(weights, HEADS, "torch", False)[0]):
             backbone = StaticBackbone(weights, step)
             backbone.begin(1, 2)
-            backbone.admit(embeds[:, :-1], 1)
+            backbone.admit([embeds[:, :-1]], [1])
             _, attention = backbone.step(embeds[:, -1])
             assert attention.shape == (1, BUCKET) and attention[0, 31:].abs().max() == 0
             assert (attention[0, :31] - expected[0]).abs().max() < 1e-6

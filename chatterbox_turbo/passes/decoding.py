@@ -143,7 +143,7 @@ class TokenModel:
         rows, rest = request.embeds.size(0), len(tokens) - 1
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
         loop.backbone.begin(1, rows)
-        each = [loop.backbone.admit(request.embeds, rest + 1)]
+        each = [loop.backbone.admit([request.embeds], [rest + 1])]
         for index, token in enumerate(tokens[:-1]):
             embeds = loop.vocabulary.embed(torch.tensor([[token]], device=weight.device), [index + 1])
             each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())

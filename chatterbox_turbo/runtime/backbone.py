@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .graphs import GraphRunner
 from .kv_cache import KVCache, bucketed
 from .transformer import Watch, decode_step, prefill
 from .weights import Weights
+
+PREFILL_POSITIONS = 2048  # of all rows of one prefill, padding included
 
 
 class TransformersBackbone:
@@ -34,9 +37,10 @@ class TransformersBackbone:
     def begin(self, requests: int, rows: int) -> None:
         self._caches, self._rows = [], rows
 
-    def admit(self, embeds: Tensor, limit: int) -> Tensor:
-        self._caches.append(None)
-        return self._advance(len(self._caches) - 1, embeds)
+    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
+        self._caches += [None] * len(embeds)
+        first = len(self._caches) - len(embeds)
+        return torch.cat([self._advance(first + number, one) for number, one in enumerate(embeds)])
 
     def step(self, embeds: Tensor) -> tuple[Tensor, None]:
         each = embeds[:, None].split(self._rows)
@@ -101,6 +105,19 @@ class TorchStep:
         return logits, attention
 
 
+def _together(embeds: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours (R, P, D) that one prefill takes: products of more rows are faster, up to a point."""
+    some: list[Tensor] = []
+    for one in embeds:
+        longest = max(part.size(1) for part in [*some, one])
+        if some and (len(some) + 1) * one.size(0) * longest > PREFILL_POSITIONS:
+            yield some
+            some = []
+        some.append(one)
+    if some:
+        yield some
+
+
 def padded_rows(rows: int) -> int:
     """Rows for which a graph is captured: 1, 2, 3, 4, 8, 12 and so on."""
     return rows if rows <= 4 else -(-rows // 4) * 4
@@ -119,10 +136,17 @@ class StaticBackbone:
         self._rows = rows
         self.cache.begin(padded_rows(requests * rows))
 
-    def admit(self, embeds: Tensor, limit: int) -> Tensor:
+    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
         # all at once: growing would lose captured graphs on CUDA, and hold keys or values twice on a CPU
-        self.cache.ensure(embeds.size(1) + limit)
-        return prefill(self.weights, self.cache, embeds)
+        self.cache.ensure(max(one.size(1) + limit for one, limit in zip(embeds, limits, strict=True)))
+        return torch.cat([self._prefill(some) for some in _together(embeds)])
+
+    def _prefill(self, embeds: Sequence[Tensor]) -> Tensor:
+        longest = max(one.size(1) for one in embeds)
+        padded = [F.pad(one, (0, 0, 0, longest - one.size(1))) for one in embeds]
+        return prefill(
+            self.weights, self.cache, torch.cat(padded), [one.size(1) for one in embeds for _ in range(one.size(0))]
+        )
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         self.cache.ensure(max(self.cache.lengths) + 1)

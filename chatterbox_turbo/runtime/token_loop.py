@@ -34,8 +34,8 @@ class Backbone(Protocol):
     def begin(self, requests: int, rows: int) -> None:
         """Forget everything, and expect at most so many requests at once, each of ``rows`` sequences."""
 
-    def admit(self, embeds: Tensor, limit: int) -> Tensor:
-        """A request more, the last: prefix (rows, P, D) to logits (rows, V); at most ``limit`` tokens follow."""
+    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
+        """Requests more, the last: prefixes (rows, P, D) to logits (N * rows, V); so many tokens follow at most."""
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings (N * rows, D) to logits (N * rows, V), and attention (N, C) of the new position over all."""
@@ -185,8 +185,8 @@ def _run(loop: Loop, requests: list[Request], slots: int | None) -> Iterator[Tok
     waiting = deque(_Running(number, request) for number, request in enumerate(requests))
     pending: deque[_Chosen] = deque()
     while waiting or batch.running or pending:
-        while waiting and len(batch.running) < batch.slots:
-            batch.admit(waiting.popleft())
+        if waiting and len(batch.running) < batch.slots:
+            batch.admit([waiting.popleft() for _ in range(min(len(waiting), batch.slots - len(batch.running)))])
         if batch.running:
             pending.append(batch.choose())
         while pending and (len(pending) > loop.lag or not batch.running):
@@ -211,18 +211,20 @@ class _Batch:
         self.alone = len(requests) == 1
         loop.backbone.begin(slots, self.rows)
 
-    def admit(self, one: _Running) -> None:
-        request, loop = one.request, self.loop
-        embeds = request.embeds.expand(self.rows, -1, -1)  # one row beside guided requests: both rows are the same
-        logits = loop.backbone.admit(embeds, request.limit)
+    def admit(self, some: list[_Running]) -> None:
+        loop, requests = self.loop, [one.request for one in some]
+        # one row beside guided requests: both rows are the same
+        embeds = [request.embeds.expand(self.rows, -1, -1) for request in requests]
+        logits = loop.backbone.admit(embeds, [request.limit for request in requests])
         if loop.constraint is not None:
-            loop.constraint.admit(*request.text)
-        start = torch.full((1, 1), loop.vocabulary.start, dtype=torch.long, device=self.device)
-        seen = torch.zeros((1, logits.size(-1)), dtype=torch.bool, device=self.device).scatter_(1, start, True)
-        self.logits = _append(self.logits, logits[None])
+            for request in requests:
+                loop.constraint.admit(*request.text)
+        start = torch.full((len(some), 1), loop.vocabulary.start, dtype=torch.long, device=self.device)
+        seen = torch.zeros((len(some), logits.size(-1)), dtype=torch.bool, device=self.device).scatter_(1, start, True)
+        self.logits = _append(self.logits, logits.unflatten(0, (-1, self.rows)))
         self.seen = _append(self.seen, seen)
         self.previous = _append(self.previous, start)
-        self.running.append(one)
+        self.running += some
         self.knobs = None
 
     def choose(self) -> _Chosen:
@@ -329,5 +331,5 @@ class _Batch:
             torch.set_rng_state(state)
 
 
-def _append(rows: Tensor | None, row: Tensor) -> Tensor:
-    return row if rows is None else torch.cat([rows, row])
+def _append(rows: Tensor | None, more: Tensor) -> Tensor:
+    return more if rows is None else torch.cat([rows, more])

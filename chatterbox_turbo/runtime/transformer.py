@@ -19,14 +19,16 @@ from .weights import Linear, Norm, Weights
 Watch = Sequence[tuple[int, int]]  # (layer, head) pairs whose attention weights are asked for
 
 
-def prefill(weights: Weights, cache: KVCache, embeds: Tensor) -> Tensor:
+def prefill(weights: Weights, cache: KVCache, embeds: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
     """Append sequences to the cache: embeddings (R, P, D) to logits (R, V) fp32 of the last position.
 
-    The R sequences become the last rows in use.
+    The R sequences become the last rows in use. ``lengths``: positions of each, where behind them is padding; no
+    position sees what is behind it, so that nothing has to be masked.
     """
     rows, length, _ = embeds.shape
     first = cache.rows
-    cache.append(rows, length)
+    for one in lengths or [length] * rows:
+        cache.append(1, one)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -35,7 +37,9 @@ def prefill(weights: Weights, cache: KVCache, embeds: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     positions = torch.arange(length, device=embeds.device)
-    return _logits(weights, _run(weights, embeds, positions, cache.keys.dtype, attend)[:, -1])
+    hidden = _run(weights, embeds, positions, cache.keys.dtype, attend)
+    last = cache.device_lengths[first : first + rows] - 1
+    return _logits(weights, hidden[torch.arange(rows, device=embeds.device), last])
 
 
 def decode_step(
