@@ -181,6 +181,9 @@ def test_knobs_change_the_sound_and_ask_for_lossy(models, options):
     finally:
         model.conds = reference
     assert comparison.token_agreement == 1.0 and comparison.snr_db < 60 and comparison.watermarked
+    with turbo.optimized(model, {"fidelity": "lossy", "flow": options}):
+        (value,) = options.values()
+        assert f"{value:g} " in model.turbo.plan.step("flow").reason
 
 
 def test_guided_steps_of_a_model_without_guidance_are_refused(models):

@@ -104,7 +104,7 @@ class Flow:
         self._addresses = self._fingerprint()
         self._encoder = SpeechEncoder(encoder)
         self._solver = FlowSolver(weights, not graphs, function, lambda: self._addresses)
-        return ", ".join([str(weights.dtype).removeprefix("torch."), *remarks])
+        return ", ".join([str(weights.dtype).removeprefix("torch."), *remarks, *_costs(self._section)])
 
     def release(self) -> None:
         """Give the memory of encoder and solver back."""
@@ -154,7 +154,8 @@ class Flow:
 
     def _encode(self, xs: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         self._refresh()
-        states = self._encoder(xs, lengths).to(xs.dtype)
+        with torch.autocast(xs.device.type, enabled=False):  # as in the solver, whatever surrounds the call
+            states = self._encoder(xs, lengths).to(xs.dtype)
         ends = torch.tensor(lengths, device=xs.device) * (states.size(1) // xs.size(1))
         return states, (torch.arange(states.size(1), device=xs.device) < ends[:, None])[:, None]
 
@@ -214,6 +215,18 @@ class Flow:
 
     def _fingerprint(self) -> Any:
         return flow_weights.addresses(self._s3gen), encoder_weights.addresses(self._s3gen)
+
+
+def _costs(section: FlowSection) -> list[str]:
+    """What each knob takes away, for the report; the figures are those of ``docs/benchmarks.md``."""
+    costs = []
+    if section.steps is not None:
+        costs.append(f"{section.steps} Euler steps (5 instead of 10: 21 dB SNR on mels)")
+    if section.guided_steps is not None:
+        costs.append(f"{section.guided_steps} steps guided (5 of 10: 13 dB)")
+    if section.prompt_seconds is not None:
+        costs.append(f"the last {section.prompt_seconds:g} s of the voice (samples cannot be compared)")
+    return costs
 
 
 def _check_tokens(tokens: Tensor, count: int) -> None:
