@@ -163,8 +163,7 @@ class _Batch:
                 utterance.answers[name] = result, None
         mels, sources, states = [], [], []
         for utterance in utterances:
-            (args, kwargs), state = self._reach(utterance, "vocoder")
-            self._set_state(state)
+            (args, kwargs), _ = self._reach(utterance, "vocoder")  # which leaves the generators as they are there
             sources.append(vocoder.source(*args, **kwargs))
             states.append(self._state())
             mels.append(kwargs["speech_feat"] if "speech_feat" in kwargs else args[0])

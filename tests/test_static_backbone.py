@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -334,3 +336,21 @@ def test_prefill_and_step_continue_each_other(models):
             caches.append((cache, logits))
     assert relative(caches[1][0].keys, caches[0][0].keys) < 1e-5
     journal.undo()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own count of resident pages")
+def test_room_for_positions_takes_memory_as_it_is_written():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    cache = KVCache(8, 4, 64, torch.float32, torch.device("cpu"))
+    cache.begin(2)
+    cache.ensure(16_000)
+    assert cache.nbytes > 2**28 and resident() - before < 2**25
+    assert cache.keys[3, 1, 2, 15_000:].abs().max() == 0
+    cache.append(2, 500)
+    cache.keys[:, :, :, :500] = 1.0
+    assert 2**22 < resident() - before < 2**26
+    cache.release()
+    assert resident() - before < 2**25
