@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..runtime.host_memory import keep_freed_blocks
+from ..runtime.host_memory import give_back, keep_freed_blocks
 from ..runtime.scratch import Scratch
 from ..runtime.vocoder import VocoderWeights, excite, synthesize, synthesize_all
 from ..upstream import vocoder_weights
 from .base import Context, Pass, Switch
+
+LONG = 200  # frames (4 s): giving memory back first takes 40 ms, of half a second and more that these take
 
 
 class VocoderPass(Pass):
@@ -66,6 +68,8 @@ class Vocoder:
     @torch.inference_mode()
     def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
+        if speech_feat.device.type == "cpu" and speech_feat.size(2) >= LONG:
+            give_back()  # what flow matching has left in pieces that the vocoder's tensors do not fit into
         return synthesize(self._current(), speech_feat, cache_source, self._scratch)
 
     @torch.inference_mode()
