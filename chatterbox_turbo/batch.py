@@ -117,7 +117,6 @@ class _Batch:
         self._attribute = voice_attribute(parts)
         self._switches: dict[str, Switch] = {"t3": engines.token_model.calls}
         self._journal, self._stack = Journal(), ExitStack()
-        self._now: _Utterance | None = None
 
     def __enter__(self) -> _Batch:
         flow, vocoder, s3gen = self._engines.flow, self._engines.vocoder, self._parts.s3gen

@@ -22,7 +22,7 @@ class VocoderPass(Pass):
     """Computes without upstream's modules, which keep their parametrizations."""
 
     name = "vocoder"
-    summary = "HiFT vocoder: weight normalization folded, harmonics at once, activations in place"
+    summary = "HiFT vocoder: harmonics at once, activations in place; weights folded on GPUs"
     replaces = ("s3gen.mel2wav.inference", "s3gen.mel2wav.decode", "s3gen.mel2wav.m_source.l_sin_gen.forward")
     patch_points = (*replaces, "s3gen.hift_inference")
 
