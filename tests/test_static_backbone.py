@@ -69,8 +69,15 @@ def test_logits_equal_those_of_transformers_within_rounding(fused, kernel, posit
     assert ours.cache.capacity == 2 * BUCKET
 
 
+@pytest.mark.parametrize("numbers", ["fp32", "bf16", "bf16 without its instruction"])
 @pytest.mark.parametrize("fused", ["english", "turbo"], indirect=True)
-def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused):
+def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused, numbers, monkeypatch, request):
+    journal = Journal()
+    request.addfinalizer(journal.undo)
+    if numbers != "fp32":
+        t3_weights.cast(fused, torch.bfloat16, journal)
+    if "without" in numbers:
+        monkeypatch.setattr("chatterbox_turbo.runtime.cpu_kernels.multiplies_pairs", lambda: False)
     weights = t3_weights.read(fused)
     embeds = torch.randn(9, weights.width, generator=torch.Generator().manual_seed(1))
 

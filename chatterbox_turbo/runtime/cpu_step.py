@@ -56,6 +56,13 @@ class CpuStep:
         self._final, self._head = _norm(weights.final_norm), _linear(weights.head)
         self._turn = (np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
         self._scratch: dict[str, np.ndarray] = {}
+        self._inner = [matrix.size(1) for matrix in weights.matrices()]
+        # bf16 activations, as on a GPU
+        self._pairs = (
+            weights.dtype == torch.bfloat16
+            and cpu_kernels.multiplies_pairs()
+            and not any(size % (2 * cpu_kernels.GRANULE) for size in self._inner)
+        )
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         weights, kernels = self._weights, self._kernels
@@ -76,8 +83,7 @@ class CpuStep:
                     for row, length in enumerate(cache.lengths):
                         attention[row, : length + 1] += scratch[3][row, head, : length + 1]
             logits = np.empty((rows, self._head[0].shape[0]), np.float32)
-            kernels.normalize(x, *self._final, scratch[0])
-            kernels.project(*self._head, scratch[0], logits, threads)
+            kernels.head(x, self._final, self._head, logits, scratch, threads)
         if attention is not None:
             attention /= len(self._watch)
         return torch.from_numpy(logits), None if attention is None else torch.from_numpy(attention)
@@ -98,10 +104,11 @@ class CpuStep:
             "wide": (rows, 3 * width),
             "scores": (rows, weights.heads, capacity),
             "inner": (rows, wide),
+            "low": (rows, max(self._inner)) if self._pairs else (0, 0),
         }
         for name, shape in shapes.items():
             if name not in self._scratch or self._scratch[name].shape != shape:
-                self._scratch[name] = np.empty(shape, np.float32)
+                self._scratch[name] = np.empty(shape, np.int16 if name == "low" and self._pairs else np.float32)
         return tuple(self._scratch[name] for name in shapes)
 
 

@@ -24,6 +24,7 @@ from .weights import Weights
 ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one counts
 LAYERS = 3  # enough to be larger than a cache of 32 MB, few enough to take a second
 REPEATS = 5
+KERNELS = 2  # goes up when cpu_kernels changes: what was measured with others does not count
 CACHE_VARIABLE = "CHATTERBOX_TURBO_CACHE"
 
 
@@ -147,7 +148,7 @@ def _machine(weights: Weights) -> str:
     except OSError:
         pass  # not Linux
     versions = f"torch {torch.__version__}, numba {numba.__version__}"
-    return f"{processor}, {torch.get_num_threads()} threads, {weights.dtype}, {shape}, {versions}"
+    return f"{processor}, {torch.get_num_threads()} threads, {weights.dtype}, {shape}, {versions}, kernels {KERNELS}"
 
 
 def _read(path: Path) -> dict:
