@@ -77,16 +77,19 @@ def rows_table(model, weights_format):
         + "   tokens/s of the faster"
     )
     for rows in (1, 2, 4, 8, 16):
-        cache = KVCache(len(weights.layers), weights.heads, weights.head_width, torch.float32, weights.device)
-        cache.begin(rows)
-        cache.ensure(256)
-        cache.append(rows, 200)
+        caches = {}
+        for name, step in steps.items():
+            cache = KVCache(len(weights.layers), weights.heads, weights.head_width, step.cache_dtype, weights.device)
+            cache.begin(rows)
+            cache.ensure(256)
+            cache.append(rows, 200)
+            caches[name] = cache
         embeds, times = torch.zeros(rows, weights.width), {name: [] for name in steps}
         with torch.inference_mode():
             for _ in range(4):
                 for name, step in steps.items():
                     start = time.perf_counter()
-                    step(cache, embeds)
+                    step(caches[name], embeds)
                     times[name].append(time.perf_counter() - start)
         medians = [statistics.median(values[1:]) for values in times.values()]
         per_request = rows / (1 if FAMILY == "turbo" else 2)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_turbo.runtime import cpu_kernels as kernels
+from chatterbox_turbo.runtime import cpu_products as kernels
+from chatterbox_turbo.runtime.cpu_instructions import multiplies_pairs, round_to_bf16
 
 NO_BIAS = np.empty(0, np.float32)
 needs_pairs = pytest.mark.skipif(
-    not kernels.multiplies_pairs(), reason="this processor has no AVX-512 BF16, or numba compiles for another one"
+    not multiplies_pairs(), reason="this processor has no AVX-512 BF16, or numba compiles for another one"
 )
 
 
@@ -57,12 +58,12 @@ def test_rounding_is_that_of_torch():
     ).to(torch.int32)
     x = bits.view(torch.float32)[None]
     rounded = np.empty(x.shape, np.int16)
-    kernels.round_to_bf16(x.numpy(), rounded)
+    round_to_bf16(x.numpy(), rounded)
     ours, right = torch.from_numpy(rounded), x.bfloat16()
     assert torch.equal(ours.view(torch.bfloat16).isnan(), right.isnan()) and right.isnan().any()
     assert torch.equal(ours[~right.isnan()], right[~right.isnan()].view(torch.int16))
 
 
 def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(monkeypatch):
-    monkeypatch.setattr("chatterbox_turbo.runtime.cpu_kernels.config.CPU_NAME", "generic")
-    assert not kernels.multiplies_pairs()
+    monkeypatch.setattr("chatterbox_turbo.runtime.cpu_instructions.config.CPU_NAME", "generic")
+    assert not multiplies_pairs()

@@ -77,7 +77,7 @@ def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused, numbers, mo
     if numbers != "fp32":
         t3_weights.cast(fused, torch.bfloat16, journal)
     if "without" in numbers:
-        monkeypatch.setattr("chatterbox_turbo.runtime.cpu_kernels.multiplies_pairs", lambda: False)
+        monkeypatch.setattr("chatterbox_turbo.runtime.cpu_instructions.multiplies_pairs", lambda: False)
     weights = t3_weights.read(fused)
     embeds = torch.randn(9, weights.width, generator=torch.Generator().manual_seed(1))
 

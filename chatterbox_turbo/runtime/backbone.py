@@ -63,7 +63,9 @@ class TransformersBackbone:
 
 
 class Step(Protocol):
-    """One position more in every row in use."""
+    """One position more in every row in use, with a cache of ``cache_dtype``."""
+
+    cache_dtype: torch.dtype
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """(R, D) to logits (R, V) fp32 and, where heads are watched, attention (R, C) fp32; lengths stay."""
@@ -80,6 +82,8 @@ class TorchStep:
     """
 
     def __init__(self, weights: Weights, watch: Watch = (), disable: bool = True, function: Callable = decode_step):
+        # attention kernels on CPUs are as fast in fp32, and it keeps rounding out of the cache
+        self.cache_dtype = weights.dtype if weights.device.type != "cpu" else torch.float32
         self._cache: KVCache | None = None
         address = weights.head.weight.data_ptr()
 
@@ -128,9 +132,7 @@ class StaticBackbone:
 
     def __init__(self, weights: Weights, step: Step):
         self.weights, self._step = weights, step
-        # attention kernels on CPUs are as fast in fp32, and it keeps rounding out of the cache
-        dtype = weights.dtype if weights.device.type != "cpu" else torch.float32
-        self.cache = KVCache(len(weights.layers), weights.heads, weights.head_width, dtype, weights.device)
+        self.cache = KVCache(len(weights.layers), weights.heads, weights.head_width, step.cache_dtype, weights.device)
 
     def begin(self, requests: int, rows: int) -> None:
         self._rows = rows

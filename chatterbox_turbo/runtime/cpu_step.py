@@ -39,8 +39,9 @@ class CpuStep:
     """One position more in every row in use, as ``transformer.decode_step``, within fp32 rounding."""
 
     def __init__(self, weights: Weights, watch: Watch = ()):
-        from . import cpu_kernels
+        from . import cpu_instructions, cpu_kernels, cpu_products
 
+        self.cache_dtype = weights.dtype
         self._kernels, self._weights, self._watch = cpu_kernels, weights, watch
         self._layers = [
             (
@@ -60,8 +61,8 @@ class CpuStep:
         # bf16 activations, as on a GPU
         self._pairs = (
             weights.dtype == torch.bfloat16
-            and cpu_kernels.multiplies_pairs()
-            and not any(size % (2 * cpu_kernels.GRANULE) for size in self._inner)
+            and cpu_instructions.multiplies_pairs()
+            and not any(size % (2 * cpu_products.GRANULE) for size in self._inner)
         )
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -74,7 +75,7 @@ class CpuStep:
         x = x.contiguous().clone().numpy() if x is embeds else x.contiguous().numpy()
         turn = self._turning(capacity)
         scratch = self._buffers(rows, capacity)
-        keys, values = cache.keys.numpy(), cache.values.numpy()
+        keys, values = _array(cache.keys), _array(cache.values)
         attention = np.zeros((rows, capacity), np.float32) if self._watch else None
         with _threads() as threads:
             for index, layer in enumerate(self._layers):

@@ -46,6 +46,8 @@ class ChosenStep:
     def __init__(self, choice: Choice, weights: Weights, watch: Watch):
         self.choice = choice
         self._steps = {name: make_step(name, weights, watch) for name in sorted(set(choice.names.values()))}
+        formats = {step.cache_dtype for step in self._steps.values()}
+        self.cache_dtype = formats.pop() if len(formats) == 1 else torch.float32  # all of them read that
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._steps[self.choice.name(embeds.size(0))](cache, embeds)
@@ -107,14 +109,15 @@ def measure(weights: Weights) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
         for rows in ROWS:
-            cache = KVCache(len(some.layers), some.heads, some.head_width, torch.float32, some.device)
-            cache.begin(rows)
-            cache.ensure(BUCKET)
-            cache.append(rows, BUCKET // 2)
-            embeds = torch.zeros(rows, some.width)
-            steps = {name: make_step(name, some) for name in ("torch", "numba")}
-            seconds = {name: _seconds(partial(step, cache, embeds)) for name, step in steps.items()}
-            table[str(rows)] = {name: value / len(some.layers) for name, value in seconds.items()}
+            embeds, seconds = torch.zeros(rows, some.width), {}
+            for name in ("torch", "numba"):
+                step = make_step(name, some)
+                cache = KVCache(len(some.layers), some.heads, some.head_width, step.cache_dtype, some.device)
+                cache.begin(rows)
+                cache.ensure(BUCKET)
+                cache.append(rows, BUCKET // 2)
+                seconds[name] = _seconds(partial(step, cache, embeds)) / len(some.layers)
+            table[str(rows)] = seconds
     return table
 
 

@@ -1,7 +1,7 @@
 """Prefill and single-token step of a Llama or GPT-2, in plain torch over given weights and a given cache.
 
 Independent of Transformers, whose caches and masks change from release to release. The residual stream is fp32,
-matrix products run in the weights' own format, attention in the cache's.
+matrix products run in the weights' own format, attention in the cache's (the prefill's on a CPU in fp32).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def prefill(weights: Weights, cache: KVCache, embeds: Tensor, lengths: Sequence[
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
     positions = torch.arange(length, device=embeds.device)
-    hidden = _run(weights, embeds, positions, cache.keys.dtype, attend)
+    # kernels for CPUs are slower in half precision
+    dtype = torch.float32 if embeds.device.type == "cpu" else cache.keys.dtype
+    hidden = _run(weights, embeds, positions, dtype, attend)
     last = cache.device_lengths[first : first + rows] - 1
     return _logits(weights, hidden[torch.arange(rows, device=embeds.device), last])
 
