@@ -1,12 +1,15 @@
-"""Products and rounding of the kernels of one decode step, in every format and for every number of rows."""
+"""The kernels for CPUs: products in every format and for every number of rows, rounding, attention."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from chatterbox_turbo.fidelity import snr_db
 from chatterbox_turbo.runtime import cpu_products as kernels
+from chatterbox_turbo.runtime import flow_attention
 from chatterbox_turbo.runtime.cpu_instructions import multiplies_pairs, round_to_bf16
 
 NO_BIAS = np.empty(0, np.float32)
@@ -67,3 +70,42 @@ def test_rounding_is_that_of_torch():
 def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(monkeypatch):
     monkeypatch.setattr("chatterbox_turbo.runtime.cpu_instructions.config.CPU_NAME", "generic")
     assert not multiplies_pairs()
+
+
+@needs_pairs
+@pytest.mark.parametrize("frames", [6, 7, 64, 65, 119, 121, 300])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16(frames, masked):
+    """Of parts of one tensor, as products give them; against fp32, and closer to it than torch's products in bf16."""
+    generator = torch.Generator().manual_seed(frames)
+    parts = torch.randn(2, frames, 3, 3, 64, generator=generator).bfloat16().unbind(dim=2)
+    q, k, v = (part.transpose(1, 2) for part in parts)
+    lengths = torch.tensor([frames, frames // 2 + 1])
+    valid = torch.arange(frames) < lengths[:, None] if masked else None
+    if masked:
+        k, v = (x.masked_fill(~valid[:, None, :, None], 1e4) for x in (k, v))  # must not matter
+    mask = None if valid is None else valid[:, None, None]
+    right = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    given = flow_attention.attend(q, k, v, valid, flow_attention.Scratch())
+    assert given.transpose(1, 2).is_contiguous() and given.dtype == torch.bfloat16
+    assert snr_db(given.float(), right) > 50
+
+
+@needs_pairs
+def test_flow_matching_in_bf16_attends_by_the_kernel_alone(models, monkeypatch):
+    """And compiles it before the first request."""
+    import chatterbox_turbo as turbo
+    from chatterbox_turbo.runtime import cpu_attention
+
+    called, attend = [], cpu_attention.attend
+    monkeypatch.setattr(cpu_attention, "attend", lambda *args: called.append(args[0].shape) or attend(*args))
+    model = models("english")
+    with turbo.optimized(model, {"fidelity": "lossy", "precision": {"flow": "bfloat16"}}):
+        assert len(called) == 1
+        monkeypatch.setattr(torch, "bmm", None)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+        solver = model.turbo._engines.flow._solver
+        x = torch.randn(1, 80, 20)
+        projections = torch.zeros(2, len(solver.weights.stages), solver.weights.stages[0].resnet.first.weight.size(0))
+        solver.solve(x, torch.linspace(0, 1, 3), projections, x, torch.randn(1, 80), x, guidance=0.7)
+    assert len(called) > 1 and set(called[1:]) == {(2, 2, 20, 64)}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .kernel_threads import kernel_threads, why_no_kernels
 from .kv_cache import BUCKET, KVCache, bucketed
 from .transformer import Watch
 from .weights import Linear, Norm, Weights
 
 FORMATS = (torch.float32, torch.bfloat16)
-_ONE_AT_A_TIME = threading.Lock()
 
 
 def unsuitable(weights: Weights) -> str:
@@ -28,11 +25,7 @@ def unsuitable(weights: Weights) -> str:
     inner = {matrix.size(1) for matrix in weights.matrices()}
     if any(size % 32 for size in inner) or weights.head_width % 2:
         return f"sizes {sorted(inner)} are no multiples of 32"
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return "numba is not installed (librosa brings it: pip install numba)"
-    return ""
+    return why_no_kernels()
 
 
 class CpuStep:
@@ -77,7 +70,7 @@ class CpuStep:
         scratch = self._buffers(rows, capacity)
         keys, values = _array(cache.keys), _array(cache.values)
         attention = np.zeros((rows, capacity), np.float32) if self._watch else None
-        with _threads() as threads:
+        with kernel_threads() as threads:
             for index, layer in enumerate(self._layers):
                 kernels.block(x, *layer, turn, (keys[index], values[index]), lengths, weights.gated, scratch, threads)
                 for _, head in (pair for pair in self._watch if pair[0] == index):
@@ -129,24 +122,3 @@ def _array(matrix: Tensor) -> np.ndarray:
 
 def _vector(vector: Tensor | None) -> np.ndarray:
     return np.empty(0, np.float32) if vector is None else vector.detach().float().numpy()
-
-
-@contextmanager
-def _threads() -> Iterator[int]:
-    """As many threads as torch uses, and torch's number unchanged afterwards; one caller at a time where needed."""
-    import numba
-
-    before = torch.get_num_threads()
-    threads = min(before, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    try:
-        pool = numba.threading_layer()
-    except ValueError:  # not started yet
-        pool = ""
-    # numba ends the process when two threads enter its own pool; OpenMP and TBB have no such limit
-    with nullcontext() if pool in ("omp", "tbb") else _ONE_AT_A_TIME:
-        try:
-            yield threads
-        finally:
-            if torch.get_num_threads() != before:  # numba sets it for the OpenMP runtime that both share
-                torch.set_num_threads(before)

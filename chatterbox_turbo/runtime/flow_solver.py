@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from . import flow_attention
 from .flow_estimator import Constant, EstimatorWeights, constant, velocity
 from .frames import valid_frames
 from .graphs import GraphRunner
@@ -35,6 +36,7 @@ class FlowSolver:
         function: Callable[..., Tensor] = velocity,
         addresses: Callable[[], Hashable] = lambda: (),
     ):
+        flow_attention.prepare(weights.dtype, weights.device)
         self.weights, self._scratch, self._bucket = weights, Scratch(), 1 if disable else BUCKET
 
         def run(key: tuple, state: Tensor, first: Tensor, shortcut: Tensor, times: Tensor, *valid: Tensor) -> Tensor:
