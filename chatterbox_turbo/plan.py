@@ -76,7 +76,7 @@ def build_plan(context: Context, passes: Sequence[Pass]) -> Plan:
     steps: list[Step] = []
     for p in passes:
         status, reason = _decide(p, context, [q for q, step in zip(passes, steps, strict=False) if step.status == "on"])
-        steps.append(Step(p.name, status, p.fidelity(context.config), reason, p.summary))
+        steps.append(Step(p.name, status, p.fidelity(context), reason, p.summary))
     parts = context.parts
     return Plan(parts.family, str(parts.device), context.config, tuple(steps), tuple(passes))
 
@@ -104,8 +104,9 @@ def _obstacle(p: Pass, context: Context, running: list[Pass], demanded: bool) ->
     parts, config = context.parts, context.config
     if parts.family not in p.families:
         return f"it does not apply to {TITLES[parts.family]}", UnavailablePassError
-    if exceeds(p.fidelity(config), config.fidelity):
-        reason = f'it is {p.fidelity(config)}, above the ceiling fidelity = "{config.fidelity}"'
+    promise = p.fidelity(context)
+    if exceeds(promise, config.fidelity):
+        reason = f'it is {promise}, above the ceiling fidelity = "{config.fidelity}"'
         return reason, InvalidConfigError
     for other in running:
         if other.name in p.conflicts or p.name in other.conflicts:

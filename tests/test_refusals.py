@@ -123,7 +123,7 @@ def test_a_pass_above_the_ceiling_is_refused(english):
     class Sloppy(Loud):
         name = "sloppy"
 
-        def fidelity(self, config):
+        def fidelity(self, context):
             return "lossy"
 
     with pytest.raises(InvalidConfigError, match=r'sloppy.*lossy, above the ceiling fidelity = "numerical"'):

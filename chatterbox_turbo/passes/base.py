@@ -109,9 +109,9 @@ class Pass:
         """The options of this pass; a pass from outside the package has no section and is demanded by being passed."""
         return getattr(config, self.name, None) or Section(enabled=True)
 
-    def fidelity(self, config: OptimizationConfig) -> Fidelity:
-        """The promise that this pass makes under these options."""
-        return self.section(config).promise
+    def fidelity(self, context: Context) -> Fidelity:
+        """The promise that this pass makes under these options, on this model's device."""
+        return self.section(context.config).promise
 
     def check(self, context: Context) -> str:
         """Why the pass cannot run on this model and machine, or an empty string. Changes nothing."""

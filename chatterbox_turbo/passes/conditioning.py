@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import Fidelity, OptimizationConfig
+from ..config import Fidelity
 from ..runtime.products import linear_forward, onednn, onednn_is_faster
 from ..runtime.reference_audio import Reference, resample, resample_on
 from ..runtime.voice_cache import VoiceCache
@@ -43,8 +43,8 @@ class ConditioningPass(Pass):
         "ve.inference",
     )
 
-    def fidelity(self, config: OptimizationConfig) -> Fidelity:
-        section = config.conditioning
+    def fidelity(self, context: Context) -> Fidelity:
+        config, section = context.config, context.config.conditioning
         if section.promise == "exact" and section.matmul == "auto" and config.fidelity != "exact":
             return "numerical"
         return section.promise
@@ -72,7 +72,7 @@ class ConditioningPass(Pass):
                 journal.set(layer, "forward", linear_forward(layer))
             remarks.append("speech tokenizer by oneDNN")
         resampler = resample_on(parts.device) if section.resampling == "torchaudio" else resample
-        encoding = upstream.VoiceEncoding(parts, self.fidelity(context.config) == "exact", resampler)
+        encoding = upstream.VoiceEncoding(parts, self.fidelity(context) == "exact", resampler)
         context.voices = VoiceCache(section.cache_bytes)
         name = upstream.entry_point(parts)
         context.entry_points[name] = _preparing(encoding, context.voices, getattr(type(parts.model), name))

@@ -41,8 +41,8 @@ class DecodingPass(Pass):
     patch_points = ("t3.inference", "t3.inference_turbo", "t3.prepare_input_embeds", "t3.tfmr.forward")
     replaces = ("t3.inference", "t3.inference_turbo")
 
-    def fidelity(self, config: OptimizationConfig) -> Fidelity:
-        return "numerical" if _static(config) else "exact"
+    def fidelity(self, context: Context) -> Fidelity:
+        return "numerical" if _static(context.config) else "exact"
 
     def check(self, context: Context) -> str:
         section, t3 = context.config.decoding, context.parts.t3
