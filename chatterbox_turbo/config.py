@@ -131,6 +131,13 @@ class FlowSection(Section):
 class VocoderSection(Section):
     """Mel frames to samples."""
 
+    graphs: bool = Field(True, description="CUDA graphs around the convolutions, on CUDA, where the ceiling allows it.")
+    compile: bool = Field(False, description="torch.compile of the convolutions, where there is a compiler.")
+
+    @property
+    def promise(self) -> Fidelity:
+        return "numerical" if self.compile else "exact"
+
 
 class ConditioningSection(Section):
     """The encoding of reference voices."""

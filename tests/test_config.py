@@ -82,6 +82,7 @@ def test_frozen_and_with_a_schema():
         ("preset = 'exakt'\n", "unknown preset 'exakt' (did you mean 'exact'?)"),
         ("[precision]\ntf32 = true\n", "precision is lossy, above the ceiling"),
         ("preset = 'exact'\n[precision]\ntf32 = true\n", 'above the ceiling fidelity = "exact"'),
+        ("fidelity = 'exact'\n[vocoder]\ncompile = true\n", "vocoder is numerical, above the ceiling"),
         ("[warmup]\nenabled = true\n", "warmup.enabled is true but warmup.level is off"),
         ("[warmup]\nenabled = false\nlevel = 'full'\n", "warmup.enabled is false but warmup.level asks for it"),
     ],

@@ -1,4 +1,7 @@
-"""The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``, to the bit."""
+"""The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``.
+
+To the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, and compiled code.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import Fidelity, VocoderSection
 from ..errors import UnsupportedModelError
+from ..runtime.graphs import compiled
 from ..runtime.host_memory import give_back, keep_freed_blocks
-from ..runtime.scratch import Scratch
 from ..runtime.vocoder import VocoderWeights, excite, synthesize, synthesize_all
+from ..runtime.vocoder_network import Network, decode
 from ..upstream import vocoder_weights
 from .base import Context, Pass, Switch
 
@@ -26,6 +31,11 @@ class VocoderPass(Pass):
     replaces = ("s3gen.mel2wav.inference", "s3gen.mel2wav.decode", "s3gen.mel2wav.m_source.l_sin_gen.forward")
     patch_points = (*replaces, "s3gen.hift_inference")
 
+    def fidelity(self, context: Context) -> Fidelity:
+        section = context.config.vocoder
+        captures = section.graphs and context.config.fidelity != "exact" and context.parts.device.type == "cuda"
+        return "numerical" if captures else section.promise
+
     def check(self, context: Context) -> str:
         try:
             vocoder_weights.check(context.parts.s3gen.mel2wav)
@@ -35,54 +45,70 @@ class VocoderPass(Pass):
 
     def apply(self, context: Context) -> str:
         module = context.parts.s3gen.mel2wav
-        vocoder = Vocoder(module)
+        vocoder = Vocoder(module, context.config.vocoder, context.config.fidelity)
         context.journal.record("buffers of the vocoder", vocoder.release)
-        vocoder.prepare()
+        remark = vocoder.prepare()
         context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.calls(*args, **kwargs))
         context.engines.vocoder = vocoder
-        return ""
+        return remark
 
 
 class Vocoder:
-    """Mel frames to samples in upstream's terms; ``calls`` are those of upstream's function."""
+    """Mel frames to samples in upstream's terms; ``calls`` are those of upstream's function.
 
-    def __init__(self, module: nn.Module):
-        self._module, self._scratch = module, Scratch()
+    ``ceiling``: below ``numerical`` there are no graphs.
+    """
+
+    def __init__(self, module: nn.Module, section: VocoderSection, ceiling: Fidelity):
+        self._module, self._section, self._ceiling = module, section, ceiling
         self._weights: VocoderWeights | None = None
+        self._network: Network | None = None
         self._addresses: Any = None
         self.calls = Switch(self.speak)
 
-    def prepare(self) -> None:
-        """Read the weights as they are now."""
+    def prepare(self) -> str:
+        """Read the weights as they are now; the remark for the report."""
+        device, remarks, function = self._module.conv_pre.bias.device, [], decode
         with torch.inference_mode(False), torch.no_grad():  # copies outlive the call
             # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
-            self._weights = vocoder_weights.read(self._module, fold=self._module.conv_pre.bias.device.type != "cpu")
-        self._addresses = vocoder_weights.addresses(self._module)
+            weights = vocoder_weights.read(self._module, fold=device.type != "cpu")
+        if self._section.compile:
+            function, reason = compiled(decode, device=device, dynamic=True)  # one for all lengths
+            remarks.append(f"not compiled: {reason}" if reason else "compiled")
+        wanted = self._section.graphs and device.type == "cuda"
+        graphs = wanted and self._ceiling != "exact"
+        if wanted:
+            remarks.append("CUDA graphs" if graphs else 'no CUDA graphs: padded lengths are above fidelity = "exact"')
+        self.release()
         keep_freed_blocks()
+        self._weights, self._addresses = weights, vocoder_weights.addresses(self._module)
+        self._network = Network(weights.network, not graphs, function, lambda: self._addresses)
+        return ", ".join(remarks)
 
     def release(self) -> None:
-        """Give folded weights and buffers back."""
-        self._weights = None
-        self._scratch.release()
+        """Give folded weights, buffers and graphs back."""
+        if self._network is not None:
+            self._network.release()
+        self._weights = self._network = None
 
     @torch.inference_mode()
     def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
         if speech_feat.device.type == "cpu" and speech_feat.size(2) >= LONG:
             give_back()  # what flow matching has left in pieces that the vocoder's tensors do not fit into
-        return synthesize(self._current(), speech_feat, cache_source, self._scratch)
+        return synthesize(*self._current(), speech_feat, cache_source)
 
     @torch.inference_mode()
     def source(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> Tensor:
         """The source (B, 1, n) that ``speak`` returns beside the samples; draws the same random numbers."""
-        return excite(self._current(), speech_feat, cache_source)
+        return excite(self._current()[0], speech_feat, cache_source)
 
     @torch.inference_mode()
     def speak_all(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """Samples (1, n) of several utterances (1, 80, T) in one batch, each from its ``source``."""
-        return synthesize_all(self._current(), mels, sources, self._scratch)
+        return synthesize_all(*self._current(), mels, sources)
 
-    def _current(self) -> VocoderWeights:
+    def _current(self) -> tuple[VocoderWeights, Network]:
         if vocoder_weights.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
             self.prepare()
-        return self._weights
+        return self._weights, self._network

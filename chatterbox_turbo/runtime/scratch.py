@@ -14,7 +14,8 @@ CPU = torch.device("cpu")
 class Scratch:
     """Memory for intermediate results by name, kept from step to step on a CPU.
 
-    On CUDA, whose allocator keeps memory by itself and whose graphs hold on to addresses, every result is a new tensor.
+    On CUDA, whose allocator keeps memory by itself and whose graphs hold on to addresses, and in code that is being
+    compiled, whose compiler plans memory by itself, every result is a new tensor.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,7 @@ class Scratch:
 
     def __call__(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
         """A tensor whose content means nothing; the one of this name from before is overwritten with it."""
-        if device.type != "cpu":
+        if device.type != "cpu" or torch.compiler.is_compiling():
             return torch.empty(shape, dtype=dtype, device=device)
         size = math.prod(shape) * dtype.itemsize
         kept = self._kept.get(name)

@@ -1,8 +1,8 @@
 """HiFTNet (2023): mel frames to samples by a source of harmonics, convolutions and an inverse short-time transform.
 
 Computes what upstream's ``HiFTGenerator`` does (``models/s3gen/hifigan.py``), to the bit: harmonics in one
-product, activations in place and in parts that fit a cache; weight normalization can be folded before. The random
-numbers are drawn in upstream's order.
+product; weight normalization can be folded before. The random numbers are drawn in upstream's order. The convolutions
+between the transforms are in ``vocoder_network``.
 """
 
 from __future__ import annotations
@@ -10,62 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frames import stacked, valid_frames
-from .scratch import Scratch
-
-PART = 2**19  # bytes of an activation at once
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution over time, or a transposed one.
-
-    Attributes:
-        direction: the weight, or where there is a ``magnitude``, what weight normalization (2016) scales to it.
-        options: stride, padding, dilation.
-    """
-
-    direction: Tensor
-    magnitude: Tensor | None
-    bias: Tensor | None
-    options: dict[str, Any]
-    transposed: bool = False
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight, computed anew where it is normalized."""
-        return self.direction if self.magnitude is None else torch._weight_norm(self.direction, self.magnitude, 0)
-
-
-@dataclass(frozen=True)
-class Snake:
-    """x + sin(alpha x)^2 / alpha, with ``alpha`` and its inverse (1, C, 1)."""
-
-    alpha: Tensor
-    inverse: Tensor
-
-
-@dataclass(frozen=True)
-class ResidualBlock:
-    """Pairs of convolutions, a Snake before each."""
-
-    steps: tuple[tuple[Snake, Convolution, Snake, Convolution], ...]
-
-
-@dataclass(frozen=True)
-class Upsampling:
-    """One resolution: upsample, add the source at that resolution, average the residual blocks."""
-
-    up: Convolution
-    source_down: Convolution
-    source_block: ResidualBlock
-    blocks: tuple[ResidualBlock, ...]
+from .frames import stacked
+from .vocoder_network import Convolution, Network, NetworkWeights, convolve
 
 
 @dataclass(frozen=True)
@@ -103,38 +54,33 @@ class VocoderWeights:
     pitch: tuple[Convolution, ...]
     pitch_head: tuple[Tensor, Tensor]
     source: Source
-    before: Convolution
-    levels: tuple[Upsampling, ...]
-    after: Convolution
+    network: NetworkWeights
     window: Tensor
     n_fft: int
     hop: int
-    slope: float
     limit: float
 
 
-def synthesize(weights: VocoderWeights, mel: Tensor, cached: Tensor | None, scratch: Scratch) -> tuple[Tensor, Tensor]:
+def synthesize(weights: VocoderWeights, network: Network, mel: Tensor, cached: Tensor | None) -> tuple[Tensor, Tensor]:
     """Samples (B, n) and the source signal (B, 1, n) of mel frames (B, 80, T), all fp32.
 
     Args:
+        network: of ``weights.network``.
         cached: (B, 1, m), the source of the samples before, which replaces its beginning; or ``None``.
-        scratch: memory for activations.
     """
     source = excite(weights, mel, cached)
-    return _samples(weights, _decode(weights, mel, _spectrum(weights, source), scratch)), source
+    return _samples(weights, network(mel, _spectrum(weights, source))), source
 
 
 def synthesize_all(
-    weights: VocoderWeights, mels: Sequence[Tensor], sources: Sequence[Tensor], scratch: Scratch
+    weights: VocoderWeights, network: Network, mels: Sequence[Tensor], sources: Sequence[Tensor]
 ) -> list[Tensor]:
     """Samples (1, n) of utterances (1, 80, T) of several lengths in one batch, from sources (1, 1, n).
 
-    Only the network between the transforms is shared; behind the end of an utterance every convolution reads zeros,
-    as it does when the utterance is alone.
+    Only the network between the transforms is shared.
     """
-    lengths = [mel.size(2) for mel in mels]
     spectra = [_spectrum(weights, source) for source in sources]
-    frames = _decode(weights, stacked(mels), stacked(spectra), scratch, lengths)
+    frames = network(stacked(mels), stacked(spectra), [mel.size(2) for mel in mels])
     ends = [spectrum.size(2) for spectrum in spectra]
     return [_samples(weights, frames[row : row + 1, :, :end]) for row, end in enumerate(ends)]
 
@@ -150,7 +96,7 @@ def excite(weights: VocoderWeights, mel: Tensor, cached: Tensor | None = None) -
 def _pitch(weights: VocoderWeights, mel: Tensor) -> Tensor:
     """(B, T) Hz."""
     for convolution in weights.pitch:
-        mel = F.elu_(_convolve(convolution, mel))
+        mel = F.elu_(convolve(convolution, mel))
     return F.linear(mel.transpose(1, 2), *weights.pitch_head).squeeze(-1).abs()
 
 
@@ -188,62 +134,3 @@ def _samples(weights: VocoderWeights, x: Tensor) -> Tensor:
     phase = torch.sin(x[:, middle:])
     frames = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
     return torch.istft(frames, n_fft, hop, n_fft, window=window).clamp_(-weights.limit, weights.limit)
-
-
-def _decode(
-    weights: VocoderWeights, mel: Tensor, spectrum: Tensor, scratch: Scratch, lengths: Sequence[int] | None = None
-) -> Tensor:
-    """(B, n_fft + 2, F) of mel frames (B, 80, T); ``lengths``: frames of each row, whose padding has to be zero."""
-    x = _convolve(weights.before, mel)
-    last, before = len(weights.levels) - 1, list(lengths or ())
-    seen = _valid(before, x)
-    for index, level in enumerate(weights.levels):
-        x = _convolve(level.up, _keep(F.leaky_relu_(x, weights.slope), seen))
-        before = [level.up.options["stride"][0] * length for length in before]
-        if index == last:
-            x, before = F.pad(x, (1, 0), mode="reflect"), [length + 1 for length in before]
-        seen = _valid(before, x)
-        x += _residual(level.source_block, _convolve(level.source_down, spectrum), scratch, seen)
-        total = _residual(level.blocks[0], x.clone(), scratch, seen)
-        for block in level.blocks[1:]:
-            total += _residual(block, x.clone(), scratch, seen)
-        x = total.div_(len(level.blocks))
-    return _convolve(weights.after, _keep(F.leaky_relu_(x), seen))
-
-
-def _valid(lengths: Sequence[int], x: Tensor) -> Tensor | None:
-    """(B, 1, T) bool of x (B, C, T), or ``None`` where nothing is padding."""
-    valid = valid_frames(lengths, x.size(2), x.device)
-    return None if valid is None else valid[:, None]
-
-
-def _keep(x: Tensor, valid: Tensor | None) -> Tensor:
-    """x, in place, with zeros where it is not valid."""
-    return x if valid is None else x.mul_(valid)
-
-
-def _residual(block: ResidualBlock, x: Tensor, scratch: Scratch, valid: Tensor | None) -> Tensor:
-    """x, in place."""
-    for first_activation, first, second_activation, second in block.steps:
-        activated = scratch("activated", x.shape, x.dtype, x.device)
-        h = _convolve(first, _keep(_snake(first_activation, x, activated, scratch), valid))
-        x += _convolve(second, _keep(_snake(second_activation, h, h, scratch), valid))
-    return x
-
-
-def _snake(snake: Snake, x: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
-    """Some channels at once, so that what lies between x and ``out`` stays in the cache."""
-    rows = max(1, PART // (x.size(0) * x.size(2) * x.element_size())) if x.device.type == "cpu" else x.size(1)
-    for at in range(0, x.size(1), rows):
-        part = slice(at, at + rows)
-        some = x[:, part]
-        between = scratch("between", some.shape, x.dtype, x.device)
-        torch.mul(some, snake.alpha[:, part], out=between)
-        between.sin_().square_().mul_(snake.inverse[:, part])
-        torch.add(some, between, out=out[:, part])
-    return out
-
-
-def _convolve(convolution: Convolution, x: Tensor) -> Tensor:
-    function = F.conv_transpose1d if convolution.transposed else F.conv1d
-    return function(x, convolution.weight, convolution.bias, **convolution.options)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..runtime.vocoder import Convolution, ResidualBlock, Snake, Source, Upsampling, VocoderWeights
+from ..runtime.vocoder import Source, VocoderWeights
+from ..runtime.vocoder_network import Convolution, NetworkWeights, ResidualBlock, Snake, Upsampling
 from .modules import refuse_unless
 
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
@@ -58,13 +59,12 @@ def read(vocoder: nn.Module, fold: bool) -> VocoderWeights:
         pitch=tuple(convolution(layer) for layer in predictor.condnet if isinstance(layer, nn.Conv1d)),
         pitch_head=_product(predictor.classifier),
         source=source,
-        before=convolution(vocoder.conv_pre),
-        levels=levels,
-        after=convolution(vocoder.conv_post),
+        network=NetworkWeights(
+            convolution(vocoder.conv_pre), levels, convolution(vocoder.conv_post), vocoder.lrelu_slope
+        ),
         window=vocoder.stft_window.to(vocoder.conv_pre.bias.device),
         n_fft=vocoder.istft_params["n_fft"],
         hop=vocoder.istft_params["hop_len"],
-        slope=vocoder.lrelu_slope,
         limit=vocoder.audio_limit,
     )
 
@@ -112,7 +112,8 @@ def _product(module: nn.Linear) -> tuple[Tensor, Tensor]:
 def _convolution(module: nn.Conv1d | nn.ConvTranspose1d, fold: bool) -> Convolution:
     transposed = isinstance(module, nn.ConvTranspose1d)
     names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if transposed else ()))
-    options = {name: getattr(module, name) for name in names}
+    # upstream has strides of NumPy's integers, which a compiler takes for tensors
+    options = {name: module.groups if name == "groups" else tuple(map(int, getattr(module, name))) for name in names}
     bias = None if module.bias is None else module.bias.data
     if fold or not parametrize.is_parametrized(module, "weight"):
         return Convolution(module.weight.detach(), None, bias, options, transposed)
