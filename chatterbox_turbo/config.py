@@ -166,6 +166,15 @@ class WatermarkSection(Section):
     """The guard that lets no output leave ``generate`` without a PerTh watermark."""
 
     detect: bool = Field(False, description="Run PerTh's detector on every output and mark it again if it fails.")
+    device: Literal["perth", "model"] = Field(
+        "perth",
+        description="What computes the watermark. perth: PerTh's network where it is (upstream: on the CPU), to the "
+        "bit. model: a copy of it on the model's device, resampling included, within fp32 rounding.",
+    )
+
+    @property
+    def promise(self) -> Fidelity:
+        return "numerical" if self.device == "model" else "exact"
 
 
 class WarmupSection(Section):

@@ -104,6 +104,18 @@ def _survives_a_swap(model, turn_on, speak):
     return bool(real.get_watermark(wav.squeeze(0).numpy(), sample_rate=model.sr).mean() == 1.0)
 
 
+def _runs_of_perths_network(model, turn_on, speak):
+    """How often the watermarker's own network marks: never where a copy on the model's device does."""
+    turn_on()
+    calls = []
+    hook = model.watermarker.perth_net.encoder.layers.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        speak()
+    finally:
+        hook.remove()
+    return len(calls)
+
+
 def _encodings_of_one_recording(model, turn_on, speak):
     """How often the speaker encoder computes while one recording is made the voice twice."""
     turn_on()
@@ -156,6 +168,7 @@ CASES = (
     Case("conditioning", {"matmul": "torch"}, FAMILIES, "exact", _encodings_of_one_recording),
     Case("conditioning", {"matmul": "onednn"}, FAMILIES, "numerical", _encodings_of_one_recording, "onednn"),
     Case("watermark", {}, FAMILIES, "exact", _survives_a_swap),
+    Case("watermark", {"device": "model"}, FAMILIES, "numerical", _runs_of_perths_network, "model"),
     Case("warmup", {"level": "full"}, FAMILIES, "exact", _work_before_the_first_call),
 )
 ROWS = [(case, family) for case in CASES for family in case.families]

@@ -12,7 +12,8 @@ import torch
 
 from ..errors import WatermarkWarning
 from ..runtime.reference_audio import resample
-from ..upstream.watermarker import ObservedWatermarker, why_not_perth
+from ..upstream.patch_points import check, patch_points
+from ..upstream.watermarker import MarkingOnDevice, ObservedWatermarker, why_not_perth
 from .base import Call, Context, Pass
 
 
@@ -20,7 +21,7 @@ class WatermarkPass(Pass):
     """Watches the watermarker during each call; an output that missed it is marked, with a warning.
 
     The network runs in inference mode (upstream's Turbo model calls it outside and builds an autograd graph), and what
-    is around it without librosa.
+    is around it without librosa. With ``device = "model"`` a copy of it runs on the model's device.
     """
 
     name = "watermark"
@@ -33,12 +34,17 @@ class WatermarkPass(Pass):
     def apply(self, context: Context) -> str:
         model, perth = context.parts.model, context.parts.watermarker
         detect = context.config.watermark.detect
+        on_device, remark = _on_device(context)
         marked = 0
 
         @torch.inference_mode()
         def mark(apply, signal, sample_rate, options):
             nonlocal marked
             marked += 1
+            if not _is_audio(signal):
+                return apply(signal, sample_rate=sample_rate, **options)
+            if on_device is not None and sample_rate == model.sr:
+                return on_device(signal)
             return _at_own_rate(apply, perth.perth_net.hp.sample_rate, signal, sample_rate, options)
 
         @contextmanager
@@ -58,16 +64,35 @@ class WatermarkPass(Pass):
 
         context.journal.set(model, "watermarker", ObservedWatermarker(perth, mark))
         context.scopes.append(scope)
-        return ""
+        return remark
 
 
-def _at_own_rate(apply: Callable, rate: int, signal: Any, sample_rate: int, options: dict[str, Any]) -> Any:
+def _on_device(context: Context) -> tuple[MarkingOnDevice | None, str]:
+    """What marks on the model's device, where that is asked for and can be done, and a remark."""
+    parts, section = context.parts, context.config.watermark
+    if section.device == "perth":
+        return None, ""
+    finding = check(parts, patch_points(parts.family)["watermarker.apply_watermark"], context.journal)
+    if finding.problem and section.enabled is not True:
+        return None, f"marked where PerTh's network is: {finding.problem}"
+    return MarkingOnDevice(parts.watermarker, parts.model.sr, parts.device), f"marked on {parts.device}"
+
+
+def _is_audio(signal: Any) -> bool:
+    """Whether it is finite samples (n,), float32 or float64; what PerTh makes of anything else is left to PerTh."""
+    return (
+        isinstance(signal, np.ndarray)
+        and signal.ndim == 1
+        and signal.dtype in (np.float32, np.float64)
+        and bool(np.isfinite(signal).all())
+    )
+
+
+def _at_own_rate(apply: Callable, rate: int, signal: np.ndarray, sample_rate: int, options: dict[str, Any]) -> Any:
     """Samples (n,) marked; resampled here to the network's ``rate`` and back, as PerTh does, but without librosa.
 
     The first call of librosa's compiles its functions with numba: 8 s where no earlier process has, as in a container.
     """
-    if not isinstance(signal, np.ndarray) or signal.ndim != 1 or not np.isfinite(signal).all():
-        return apply(signal, sample_rate=sample_rate, **options)
     marked = apply(resample(signal, sample_rate, rate), sample_rate=rate, **options)
     return resample(marked, rate, sample_rate)
 

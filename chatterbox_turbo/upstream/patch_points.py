@@ -126,7 +126,13 @@ _POINTS = (
     PatchPoint("s3gen.mel2wav.m_source.l_sin_gen.forward", ALL, ("f0",), code=frozenset({"32ac3e72aa40"})),
     PatchPoint("s3gen.hift_inference", ALL, ("speech_feat",)),
     PatchPoint("s3gen.inference", ALL, ("speech_tokens", "ref_dict")),
-    PatchPoint("watermarker.apply_watermark", ALL, ("signal", "sample_rate"), package="perth"),
+    PatchPoint(
+        "watermarker.apply_watermark",
+        ALL,
+        ("signal", "sample_rate"),
+        package="perth",
+        code=frozenset({"540002ff2d06"}),  # 1.0.1
+    ),
     PatchPoint("watermarker.get_watermark", ALL, ("wm_signal", "sample_rate"), package="perth"),
 )
 
