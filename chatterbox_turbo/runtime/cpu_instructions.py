@@ -26,7 +26,11 @@ FAST = {"contract", "nnan", "ninf", "nsz", "reassoc", "arcp"}
 
 
 def jit(**options) -> Callable:
-    """``njit`` that keeps its code on disk, where there is a place that can be written."""
+    """``njit`` that keeps its code on disk, where there is a place that can be written.
+
+    What is kept is thrown away when the kernel's own file changes, not when that of a kernel it calls does: after a
+    change of this file delete what ``__pycache__`` has of the others (``*.nbi``). The tests keep theirs elsewhere.
+    """
 
     def decorate(function):
         try:
