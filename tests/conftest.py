@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,12 +17,11 @@ for name in [name for name in os.environ if name.startswith("CHATTERBOX_TURBO__"
     del os.environ[name]  # a developer's own overrides must not decide what is tested
 
 
-def pytest_configure():
+def pytest_configure(config):
     """What numba keeps of a kernel follows the file of that kernel alone, not the files of what it calls."""
     files = sorted((Path(__file__).parents[1] / "chatterbox_turbo" / "runtime").glob("cpu_*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"chatterbox_turbo_kernels_{digest}"
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(config.cache.mkdir(f"kernels-{digest}")))
 
 
 @pytest.fixture(scope="session", autouse=True)

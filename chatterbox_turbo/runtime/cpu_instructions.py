@@ -43,7 +43,12 @@ def jit(**options) -> Callable:
 
 def multiplies_pairs() -> bool:
     """Whether this processor has AVX-512 BF16 and numba compiles for it, not for another that was asked for."""
-    return not (config.CPU_NAME or config.CPU_FEATURES) and get_host_cpu_features().get("avx512bf16", False)
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return False
+    try:
+        return get_host_cpu_features().get("avx512bf16", False)
+    except RuntimeError:  # LLVM cannot tell on this system
+        return False
 
 
 def declare(b, name, result, arguments):
