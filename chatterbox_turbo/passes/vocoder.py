@@ -17,7 +17,7 @@ from ..runtime.graphs import compiled
 from ..runtime.host_memory import give_back, keep_freed_blocks
 from ..runtime.vocoder import VocoderWeights, excite, synthesize, synthesize_all
 from ..runtime.vocoder_network import Network, decode
-from ..upstream import vocoder_weights
+from ..upstream import parameters, vocoder_weights
 from .base import Context, Pass, Switch
 
 LONG = 200  # frames (4 s): giving memory back first takes 40 ms, of half a second and more that these take
@@ -81,7 +81,7 @@ class Vocoder:
             remarks.append("CUDA graphs" if graphs else 'no CUDA graphs: padded lengths are above fidelity = "exact"')
         self.release()
         keep_freed_blocks()
-        self._weights, self._addresses = weights, vocoder_weights.addresses(self._module)
+        self._weights, self._addresses = weights, parameters.addresses(self._module)
         self._network = Network(weights.network, not graphs, function, lambda: self._addresses)
         return ", ".join(remarks)
 
@@ -109,6 +109,6 @@ class Vocoder:
         return synthesize_all(*self._current(), mels, sources)
 
     def _current(self) -> tuple[VocoderWeights, Network]:
-        if vocoder_weights.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
+        if parameters.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
             self.prepare()
         return self._weights, self._network

@@ -38,8 +38,8 @@ def fuse(s3gen: nn.Module, journal: Journal) -> None:
 
 
 def addresses(s3gen: nn.Module) -> Hashable:
-    """What changes when somebody moves, casts or replaces a weight of the encoder."""
-    return tuple((p.data_ptr(), p.dtype) for p in encoder_of(s3gen).parameters())
+    """``parameters.addresses`` of the encoder."""
+    return parameters.addresses(encoder_of(s3gen))
 
 
 def read(s3gen: nn.Module) -> EncoderWeights:

@@ -61,8 +61,8 @@ def _matrices(estimator: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def addresses(s3gen: nn.Module) -> Hashable:
-    """What changes when somebody moves, casts or replaces a weight of the velocity network."""
-    return tuple((p.data_ptr(), p.dtype) for p in estimator_of(s3gen).parameters())
+    """``parameters.addresses`` of the velocity network."""
+    return parameters.addresses(estimator_of(s3gen))
 
 
 def read(s3gen: nn.Module) -> EstimatorWeights:

@@ -58,8 +58,8 @@ def fuse(t3: nn.Module, journal: Journal) -> None:
 
 
 def addresses(t3: nn.Module) -> Hashable:
-    """What changes when somebody moves, casts or replaces a weight of the backbone."""
-    return tuple((p.data_ptr(), p.dtype) for p in (*t3.tfmr.parameters(), *t3.speech_head.parameters()))
+    """``parameters.addresses`` of the backbone and its head."""
+    return parameters.addresses(t3.tfmr, t3.speech_head)
 
 
 def read(t3: nn.Module) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,11 +15,6 @@ from ..runtime.vocoder_network import Convolution, NetworkWeights, ResidualBlock
 from .modules import refuse_unless
 
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
-
-
-def addresses(vocoder: nn.Module) -> Hashable:
-    """What changes when somebody moves, casts or replaces a weight of the vocoder."""
-    return tuple((p.data_ptr(), p.dtype) for p in vocoder.parameters())
 
 
 def read(vocoder: nn.Module, fold: bool) -> VocoderWeights:
