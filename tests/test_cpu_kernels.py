@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numba import njit
 
 from chatterbox_turbo.fidelity import snr_db
 from chatterbox_turbo.runtime import cpu_products as kernels
 from chatterbox_turbo.runtime import flow_attention
-from chatterbox_turbo.runtime.cpu_instructions import multiplies_pairs, round_to_bf16
+from chatterbox_turbo.runtime.cpu_instructions import FAST, multiplies_pairs, round_to_bf16, to_bf16
 from chatterbox_turbo.runtime.kernel_threads import kernel_threads
 
 
@@ -68,12 +69,20 @@ def test_rounding_is_that_of_torch():
             torch.tensor([0, -(2**31), 0x7F800000, -0x800000, 0x7F7FFFFF, 0x7FFFFFFF, -1, 0x7FC00000]),
         ]
     ).to(torch.int32)
-    x = bits.view(torch.float32)[None]
-    rounded = np.empty(x.shape, np.int16)
-    round_to_bf16(x.numpy(), rounded)
-    ours, right = torch.from_numpy(rounded), x.bfloat16()
-    assert torch.equal(ours.view(torch.bfloat16).isnan(), right.isnan()) and right.isnan().any()
-    assert torch.equal(ours[~right.isnan()], right[~right.isnan()].view(torch.int16))
+    x, right = bits.view(torch.float32)[None], bits.view(torch.float32)[None].bfloat16()
+
+    @njit(fastmath=FAST)
+    def in_fast_arithmetic(x, rounded):  # numba hands it down to what it compiles for a caller
+        for k in range(x.shape[1]):
+            rounded[0, k] = fresh(x[0, k])
+
+    fresh = njit(to_bf16.py_func)
+    for rounding in (in_fast_arithmetic, round_to_bf16):
+        rounded = np.empty(x.shape, np.int16)
+        rounding(x.numpy(), rounded)
+        ours = torch.from_numpy(rounded)
+        assert torch.equal(ours.view(torch.bfloat16).isnan(), right.isnan()) and right.isnan().any()
+        assert torch.equal(ours[~right.isnan()], right[~right.isnan()].view(torch.int16))
 
 
 def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(monkeypatch):
