@@ -91,10 +91,13 @@ def _dot(b, w_rows, x_rows, inner, dtype, rounded, ahead, parts):
     def add_products(k, values):
         asked, totals = values[0], dict(zip(sums, values[1:], strict=True))
         at = [b.add(k, I64(u * width)) for u in range(UNROLL)]
-        activations = [[load(b, b.gep(row, [place]), kind, align) for place in at] for row in x_rows]
-        for i, row in enumerate(w_rows):
+        # Before the loads: one that is used once becomes a part of its multiplication then. The fewer instructions a
+        # line of weights takes, the more lines the processor waits for at the same time.
+        for row in w_rows:
             for line in range(1 if parts else consumed // 64):
                 prefetch(b, row, b.add(asked, I64(64 * line)))
+        activations = [[load(b, b.gep(row, [place]), kind, align) for place in at] for row in x_rows]
+        for i, row in enumerate(w_rows):
             for u, place in enumerate(at):
                 pointer = b.gep(row, [place])
                 weights = load(b, pointer, PAIRS, 2) if rounded else _load_weights(b, pointer, dtype)

@@ -102,7 +102,9 @@ class CpuStep:
         }
         for name, shape in shapes.items():
             if name not in self._scratch or self._scratch[name].shape != shape:
-                self._scratch[name] = np.empty(shape, np.int16 if name == "low" and self._pairs else np.float32)
+                dtype = torch.int16 if name == "low" and self._pairs else torch.float32
+                # torch's blocks begin with a line of the cache, NumPy's in the middle of one: two lines a vector
+                self._scratch[name] = torch.empty(shape, dtype=dtype).numpy()
         return tuple(self._scratch[name] for name in shapes)
 
 
