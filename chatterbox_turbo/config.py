@@ -69,6 +69,11 @@ class DecodingSection(Section):
         "auto", description="How the static backbone computes it. auto: whatever a short measurement finds fastest."
     )
     graphs: bool = Field(True, description="CUDA graphs around the static backbone's step, on CUDA.")
+    huge_pages: bool = Field(
+        True,
+        description="The static backbone's weights in pages of 2 MB, on a CPU with Linux 6.1 or newer; takes up to "
+        "some seconds when the model is prepared.",
+    )
 
     @property
     def promise(self) -> Fidelity:

@@ -18,6 +18,7 @@ from ..config import DecodingSection, Fidelity, OptimizationConfig
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnsupportedModelError
 from ..runtime.alignment import AlignmentAnalysis, describe
 from ..runtime.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.host_memory import use_huge_pages
 from ..runtime.sampling import SamplingParameters, guide
 from ..runtime.step_choice import choose_step
 from ..runtime.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
@@ -94,8 +95,11 @@ class TokenModel:
         """Read the weights as they are now and choose a step for them; the remark for the report."""
         with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
             weights = t3_weights.read(self._t3)
+            laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
             step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
         self._backbone, self._addresses = StaticBackbone(weights, step), t3_weights.addresses(self._t3)
+        if laid:
+            remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
         return remark
 
     def release(self) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 HEAP_BLOCK = 2**25 - 2**16  # the largest that glibc ever takes from its heap, with its header
+HUGE_PAGE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")  # bytes of one, where Linux has them
+COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1, which Python has no name for
+GAP = 2**16  # bytes between two blocks that an allocator keeps for itself, at most
+REFUSALS = 8  # huge pages in a row that the system has no room for, before it is left alone
 EVERY = 16  # replaced matrices between two calls: 30 ms each on a process of 4 GB
 
 
@@ -52,6 +57,41 @@ def reserve(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         with suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def use_huge_pages(tensors: Iterable[Tensor]) -> int:
+    """Lay memory of the host that is read again and again into pages of 2 MB, where the system can; bytes laid so.
+
+    A processor that streams through gigabytes in pages of 4 KB looks up an address for each of them, and its
+    prefetchers stop at their ends. Contents and addresses stay; nothing has to be undone, since pages return to the
+    system with the memory they hold. Linux 6.1 or newer; elsewhere nothing happens and the answer is 0.
+    """
+    try:
+        size, madvise = int(HUGE_PAGE.read_text()), ctypes.CDLL(None).madvise
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
+    ranges = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.device.type == "cpu")
+    laid, refused = 0, 0
+    for page in _whole_pages(ranges, size):
+        if madvise(ctypes.c_void_p(page), ctypes.c_size_t(size), ctypes.c_int(COLLAPSE)) == 0:
+            laid, refused = laid + size, 0
+        else:
+            refused += 1
+        if refused == REFUSALS:
+            break
+    return laid
+
+
+def _whole_pages(ranges: Iterable[tuple[int, int]], size: int) -> Iterator[int]:
+    """Addresses of the pages that ranges in ascending order fill, but for small gaps."""
+    merged: list[list[int]] = []
+    for start, end in ranges:
+        if merged and start - merged[-1][1] <= GAP:
+            merged[-1][1] = max(end, merged[-1][1])
+        else:
+            merged.append([start, end])
+    for start, end in merged:
+        yield from range(-(-start // size) * size, end - size + 1, size)
 
 
 def release_mapped(address: int, size: int) -> None:
