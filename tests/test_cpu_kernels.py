@@ -41,7 +41,7 @@ def array(x):
     ],
     ids=["fp32", "bf16 weights", "bf16"],
 )
-@pytest.mark.parametrize(("outputs", "inner"), [(50, 64), (129, 192), (7, 128), (1, 64)])
+@pytest.mark.parametrize(("outputs", "inner"), [(50, 256), (129, 768), (7, 512), (1, 256)])
 def test_products_of_any_number_of_rows(formats, outputs, inner):
     """Against fp64 on the same rounded numbers; and a row is the same whatever is beside it."""
     generator = torch.Generator().manual_seed(outputs)

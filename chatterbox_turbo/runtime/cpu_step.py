@@ -22,10 +22,15 @@ def unsuitable(weights: Weights) -> str:
         return f"the weights are on {weights.device}"
     if weights.dtype not in FORMATS:
         return f"the weights are {weights.dtype}"
+    reason = why_no_kernels()
+    if reason:
+        return reason
+    from .cpu_products import GRANULE
+
     inner = {matrix.size(1) for matrix in weights.matrices()}
-    if any(size % 32 for size in inner) or weights.head_width % 2:
-        return f"sizes {sorted(inner)} are no multiples of 32"
-    return why_no_kernels()
+    if any(size % GRANULE for size in inner) or weights.head_width % 2:
+        return f"sizes {sorted(inner)} are no multiples of {GRANULE}"
+    return ""
 
 
 class CpuStep:
