@@ -32,7 +32,7 @@ def array(x):
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-@pytest.mark.parametrize(
+formats_of_both = pytest.mark.parametrize(
     "formats",
     [
         (torch.float32, torch.float32),
@@ -41,6 +41,9 @@ def array(x):
     ],
     ids=["fp32", "bf16 weights", "bf16"],
 )
+
+
+@formats_of_both
 @pytest.mark.parametrize(("outputs", "inner"), [(50, 256), (129, 768), (7, 512), (1, 256)])
 def test_products_of_any_number_of_rows(formats, outputs, inner):
     """Against fp64 on the same rounded numbers; and a row is the same whatever is beside it."""
@@ -59,6 +62,24 @@ def test_products_of_any_number_of_rows(formats, outputs, inner):
         assert np.array_equal(y, alone[:rows]), rows
     kernels.project(array(w), bias.numpy(), array(x), y, 2)
     assert np.array_equal(y, alone + bias.numpy())
+
+
+@formats_of_both
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+def test_products_with_their_activation(formats, rows):
+    """SiLU(gate) * up and GELU in its tanh approximation, against fp64 on the same rounded numbers."""
+    generator = torch.Generator().manual_seed(rows)
+    w = (torch.randn(96, 256, generator=generator) / 8).to(formats[0])
+    x = torch.randn(rows, 256, generator=generator).to(formats[1])
+    bias = torch.randn(96, generator=generator)
+    plain = x.double() @ w.double().T
+    y = np.empty((rows, 96), np.float32)
+    kernels.project_gated(array(w), array(x), y, 2)
+    gated = F.silu(plain[:, :48]) * plain[:, 48:]
+    assert (torch.from_numpy(y[:, :48]) - gated).abs().max() < 1e-5 * gated.abs().max()
+    kernels.project_gelu(array(w), bias.numpy(), array(x), y, 2)
+    gelu = F.gelu(plain + bias.double(), approximate="tanh")
+    assert (torch.from_numpy(y) - gelu).abs().max() < 1e-5 * gelu.abs().max()
 
 
 def test_rounding_is_that_of_torch():

@@ -17,7 +17,7 @@ PROMPT_TOKENS = 25
 
 _TINY_T3: dict[str, dict[str, Any]] = {
     # Hidden size and head size stay: the perceiver is fixed at 1024 and upstream's heads at 64.
-    "llama": dict(num_hidden_layers=2, intermediate_size=256),
+    "llama": dict(num_hidden_layers=2, intermediate_size=128),
     # `vocab_size` is the backbone's own token embedding, which upstream never reads.
     "gpt2": dict(n_layer=2, n_inner=256, vocab_size=8, n_positions=2048, n_ctx=2048),
 }
