@@ -59,8 +59,8 @@ def test_a_system_without_huge_pages(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not collapses(), reason="needs Linux 6.1 or newer with huge pages")
-def test_a_system_that_refuses_is_left_alone(monkeypatch):
-    """Memory of a kind that cannot be laid together: no error, and no more tries than are worth it."""
+def test_a_system_that_refuses(monkeypatch):
+    """An advice that the system does not know, as MADV_COLLAPSE is to Linux before 6.1: no error, nothing laid."""
     monkeypatch.setattr(host_memory, "COLLAPSE", 9999)
     assert use_huge_pages([torch.zeros(16 * SIZE)]) == 0
 
