@@ -14,8 +14,8 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.fidelity import snr_db
-from chatterbox_turbo.runtime.flow_solver import schedule
+from chatterbox_turbo.measure.fidelity import snr_db
+from chatterbox_turbo.runtime.s3gen.flow_solver import schedule
 from chatterbox_turbo.upstream import flow_weights
 
 NOTHING = {name: {"enabled": False} for name, _ in turbo.OptimizationConfig().sections()}

@@ -13,7 +13,7 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.fidelity import arguments, snr_db
+from chatterbox_turbo.measure.fidelity import arguments, snr_db
 from chatterbox_turbo.upstream.families import identify
 
 TEXTS = ("One.", "The tide went out before noon.", "Is it two, or is it three?", "Nobody had asked the captain.")

@@ -149,7 +149,7 @@ def products(lock):
     import torch
     import torch.nn.functional as F
 
-    from chatterbox_turbo.runtime.products import onednn
+    from chatterbox_turbo.runtime.cpu.onednn import onednn
 
     with torch.inference_mode(), alone(lock):
         for outputs, inputs in ((5120, 1280), (1280, 5120), (1280, 1280)):
@@ -175,7 +175,7 @@ def resampling(size, lock):
     import torch
 
     from chatterbox_turbo import synthetic
-    from chatterbox_turbo.runtime.reference_audio import resample, resample_on
+    from chatterbox_turbo.runtime.voice.reference_audio import resample, resample_on
 
     samples, rate = soundfile.read(synthetic.reference_voice(), dtype="float32")
     tokenizer, other = build("english", size).s3gen.tokenizer, resample_on("cpu")

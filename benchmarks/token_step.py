@@ -13,10 +13,10 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.benchmark import read_bandwidth, t3_bytes
-from chatterbox_turbo.divergence import compare_logits
-from chatterbox_turbo.fidelity import arguments
-from chatterbox_turbo.runtime.step_choice import make_step
+from chatterbox_turbo.measure.benchmark import read_bandwidth, t3_bytes
+from chatterbox_turbo.measure.divergence import compare_logits
+from chatterbox_turbo.measure.fidelity import arguments
+from chatterbox_turbo.runtime.t3.step_choice import make_step
 from chatterbox_turbo.upstream import t3_weights
 from chatterbox_turbo.upstream.families import identify
 
@@ -67,7 +67,7 @@ def capture(model):
 
 def rows_table(model, weights_format):
     """Milliseconds of a step by rows, for both implementations, with caches of 200 positions."""
-    from chatterbox_turbo.runtime.kv_cache import KVCache
+    from chatterbox_turbo.runtime.t3.kv_cache import KVCache
 
     weights = t3_weights.read(model.t3)
     steps = {name: make_step(name, weights) for name in ("torch", "numba")}

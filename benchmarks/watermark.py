@@ -14,7 +14,7 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.fidelity import snr_db
+from chatterbox_turbo.measure.fidelity import snr_db
 
 SECONDS = 8
 

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any, TypeVar
 
-from .config import OptimizationConfig
-from .config_io import Config, resolve
-from .errors import ForeignPatchError
-from .handle import ATTRIBUTE, Handle, handle_of, install, lock_of
+from .config import Config, OptimizationConfig, resolve
+from .handle import Handle, handle_of, install, lock_of, revert
 from .passes import ALL_PASSES, Context, Pass
 from .patching import Journal
 from .plan import Plan, build_plan
-from .runtime.device import device_named
+from .runtime.device.devices import device_named
 from .upstream import loading
 from .upstream.families import Parts, identify
 
@@ -89,7 +87,7 @@ def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -
     resolved = resolve(config)
     parts = identify(model)
     with lock_of(model):
-        old = _handle(model)
+        old = handle_of(model)
         plan = _plan(parts, resolved, old, passes)
         if old:
             old.journal.undo()
@@ -102,25 +100,10 @@ def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -
     return model
 
 
-def revert(model: Model) -> Model:
-    """Put a model back exactly as it was before ``apply``; nothing happens to one that is not optimized.
-
-    Raises:
-        ForeignPatchError: somebody patched on top; nothing has been undone.
-    """
-    if not hasattr(model, ATTRIBUTE):
-        return model
-    with lock_of(model):
-        handle = _handle(model)
-        if handle:
-            handle.journal.undo()
-    return model
-
-
 @contextmanager
 def optimized(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -> Iterator[Model]:
     """``apply`` for the body, then back to what the model was before, exceptions included."""
-    old = _handle(model)
+    old = handle_of(model)
     apply(model, config, passes=passes)
     try:
         yield model
@@ -133,18 +116,9 @@ def optimized(model: Model, config: Config = None, *, passes: Sequence[Pass] = (
 
 def inspect(model: Any, config: Config = None, *, passes: Sequence[Pass] = ()) -> Plan:
     """The plan that ``apply`` would carry out, without touching the model. Arguments and errors as there."""
-    return _plan(identify(model), resolve(config), _handle(model), passes)
+    return _plan(identify(model), resolve(config), handle_of(model), passes)
 
 
 def _plan(parts: Parts, config: OptimizationConfig, old: Handle | None, passes: Sequence[Pass]) -> Plan:
     journal = old.journal if old else Journal()  # tells own patches from foreign ones
     return build_plan(Context(parts, config, journal), (*ALL_PASSES, *passes))
-
-
-def _handle(model: Any) -> Handle | None:
-    handle = handle_of(model)
-    if handle is None and hasattr(model, ATTRIBUTE):
-        raise ForeignPatchError(
-            f"The model has an attribute {ATTRIBUTE!r} already.", "It is not this package's.", "Remove or rename it."
-        )
-    return handle

@@ -62,3 +62,11 @@ class WatermarkWarning(UserWarning):
 
 class SlowLoadingWarning(UserWarning):
     """A model was loaded by upstream's own loader: this release or fork does something that ``load`` does not know."""
+
+
+def describe(error: BaseException) -> str:
+    """Kind and beginning of an error's message on one line, for a reason in a report.
+
+    torch's messages go on for pages; dynamo names the cause on their second line.
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"

@@ -16,6 +16,7 @@ from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
 from .plan import Plan, carry_out
 from .report import Report
+from .speech.batch import speak_batch
 from .upstream.families import Parts, identify
 
 ENTRY_POINTS = ("generate", "prepare_conditionals", "set_target_voice")
@@ -27,7 +28,7 @@ class Handle:
 
     Attributes:
         plan: every pass, in order, with its status and the reason.
-        voices: encoded reference voices (``runtime.voice_cache.VoiceCache``: ``len``, ``nbytes``, ``hits``, ``misses``,
+        voices: encoded reference voices (``runtime.voice.cache.VoiceCache``: ``len``, ``nbytes``, ``hits``, ``misses``,
             ``clear()``), or ``None`` where the conditioning pass does not run.
         lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
             seeding and generating: ``with model.turbo.lock: torch.manual_seed(7); model.generate(...)``.
@@ -85,8 +86,6 @@ class Handle:
             UnavailablePassError: the decoding pass does not run on this model.
             InvalidRequestError: an item has no text or no voice, or ``slots`` is below 1.
         """
-        from .batch import speak_batch
-
         if self.token_model is None:
             raise UnavailablePassError(
                 "Batches need the decoding pass.",
@@ -100,8 +99,6 @@ class Handle:
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
-        from .api import revert
-
         return revert(self._parts().model)
 
     def __reduce__(self):
@@ -125,10 +122,17 @@ def handle_of(model: Any) -> Handle | None:
     """The handle of an optimized model, or ``None``.
 
     Raises:
-        ForeignPatchError: the model is a shallow copy of an optimized one; its patches work on the original.
+        ForeignPatchError: the model is a shallow copy of an optimized one, whose patches work on the original; or it
+            has an attribute of that name which is not this package's.
     """
     handle = getattr(model, "__dict__", {}).get(ATTRIBUTE)
     if not isinstance(handle, Handle):
+        if hasattr(model, ATTRIBUTE):
+            raise ForeignPatchError(
+                f"The model has an attribute {ATTRIBUTE!r} already.",
+                "It is not this package's.",
+                "Remove or rename it.",
+            )
         return None
     if handle.belongs_to(model):
         return handle
@@ -137,6 +141,21 @@ def handle_of(model: Any) -> Handle | None:
         "Its patches belong to the original, which the copy's `generate` would run on.",
         "Revert the original before copying it, and apply to each.",
     )
+
+
+def revert(model: Any) -> Any:
+    """Put a model back exactly as it was before ``apply``; nothing happens to one that is not optimized.
+
+    Raises:
+        ForeignPatchError: somebody patched on top; nothing has been undone.
+    """
+    if not hasattr(model, ATTRIBUTE):
+        return model
+    with lock_of(model):
+        handle = handle_of(model)
+        if handle:
+            handle.journal.undo()
+    return model
 
 
 _locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .patching import Journal
-from .runtime.timing import PhaseTimer
+from .runtime.device.timing import PhaseTimer
 from .upstream.families import Parts
 from .upstream.patch_points import check, owner_of, patch_points
 from .upstream.watermarker import ObservedWatermarker

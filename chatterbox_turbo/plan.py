@@ -13,6 +13,7 @@ from .upstream.families import FAMILIES, TITLES
 from .upstream.patch_points import check, patch_points
 
 Status = Literal["on", "skipped", "off"]
+MARKS = {"on": "+", "skipped": "-", "off": " "}
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,15 @@ class Plan:
         return [step.name for step in self.steps if step.status == "on"]
 
     def __str__(self) -> str:
-        from .report import render_plan
-
-        return render_plan(self)
+        """One line a pass: + runs, - skipped, blank not asked for."""
+        head = f"{TITLES[self.family]} on {self.device}, fidelity at most {self.config.fidelity}"
+        if self.config.preset:
+            head += f", preset {self.config.preset}"
+        lines = [head]
+        for step in self.steps:
+            reason = f": {step.reason}" if step.reason else ""
+            lines.append(f"  {MARKS[step.status]} {step.name:<10} {step.fidelity:<9} {step.status}{reason}")
+        return "\n".join(lines)
 
 
 def build_plan(context: Context, passes: Sequence[Pass]) -> Plan:

@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .plan import Plan
-from .upstream.families import TITLES
-
-MARKS = {"on": "+", "skipped": "-", "off": " "}
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        lines = [render_plan(self.plan)]
+        lines = [str(self.plan)]
         before, now = (memory["weights"] / 2**20 for memory in (self.memory_before, self.memory_now))
         lines.append(f"weights: {now:.0f} MiB (before: {before:.0f} MiB)")
         if self.timings:
@@ -47,15 +44,3 @@ class Report:
         if self.voices:
             lines.append(f"voices: {self.voices}")
         return "\n".join(lines)
-
-
-def render_plan(plan: Plan) -> str:
-    """One line a pass: + runs, - skipped, blank not asked for."""
-    head = f"{TITLES[plan.family]} on {plan.device}, fidelity at most {plan.config.fidelity}"
-    if plan.config.preset:
-        head += f", preset {plan.config.preset}"
-    lines = [head]
-    for step in plan.steps:
-        reason = f": {step.reason}" if step.reason else ""
-        lines.append(f"  {MARKS[step.status]} {step.name:<10} {step.fidelity:<9} {step.status}{reason}")
-    return "\n".join(lines)

@@ -14,7 +14,7 @@ from torch import nn
 
 from chatterbox_turbo import OptimizationConfig, synthetic
 from chatterbox_turbo.config import FIDELITIES
-from chatterbox_turbo.fidelity import arguments, kind_of
+from chatterbox_turbo.measure.fidelity import arguments, kind_of
 from chatterbox_turbo.passes import ALL_PASSES
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.upstream.families import identify

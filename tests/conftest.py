@@ -19,7 +19,7 @@ for name in [name for name in os.environ if name.startswith("CHATTERBOX_TURBO__"
 
 def pytest_configure(config):
     """What numba keeps of a kernel follows the file of that kernel alone, not the files of what it calls."""
-    files = sorted((Path(__file__).parents[1] / "chatterbox_turbo" / "runtime").glob("cpu_*.py"))
+    files = sorted((Path(__file__).parents[1] / "chatterbox_turbo" / "runtime" / "cpu").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
     os.environ.setdefault("NUMBA_CACHE_DIR", str(config.cache.mkdir(f"kernels-{digest}")))
 

@@ -7,14 +7,15 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidRequestError
-from chatterbox_turbo.fidelity import snr_db
+from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.passes.flow import CPU_BATCH_FRAMES
 from chatterbox_turbo.patching import Journal
-from chatterbox_turbo.runtime import flow_attention, products
-from chatterbox_turbo.runtime.flow_attention import Relative, attend
-from chatterbox_turbo.runtime.flow_solver import FlowSolver
-from chatterbox_turbo.runtime.scratch import Scratch
-from chatterbox_turbo.runtime.speech_encoder import SpeechEncoder
+from chatterbox_turbo.runtime.cpu import onednn as products
+from chatterbox_turbo.runtime.s3gen import attention as flow_attention
+from chatterbox_turbo.runtime.s3gen.attention import Relative, attend
+from chatterbox_turbo.runtime.s3gen.flow_solver import FlowSolver
+from chatterbox_turbo.runtime.s3gen.scratch import Scratch
+from chatterbox_turbo.runtime.s3gen.speech_encoder import SpeechEncoder
 from chatterbox_turbo.upstream import encoder_weights
 
 LENGTHS = (1, 40, 17)

@@ -8,7 +8,7 @@ from cases import count_hooks, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.fidelity import compare_tokens, sample
+from chatterbox_turbo.measure.fidelity import compare_tokens, sample
 from chatterbox_turbo.upstream.alignment import analyzer_hooks
 
 # the static backbone has no hooks to leave

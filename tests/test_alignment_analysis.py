@@ -15,8 +15,8 @@ from chatterbox.models.t3.inference import alignment_stream_analyzer as upstream
 from torch import Tensor, nn
 
 from chatterbox_turbo.errors import InvalidRequestError
-from chatterbox_turbo.runtime import alignment
-from chatterbox_turbo.runtime.alignment import AlignmentAnalysis, describe
+from chatterbox_turbo.runtime.t3 import alignment
+from chatterbox_turbo.runtime.t3.alignment import AlignmentAnalysis, describe
 
 STOP, VOCABULARY, WIDTH = 5, 12, 72
 KINDS = ("random", "walk", "tail", "back", "ties")

@@ -8,7 +8,7 @@ import torch
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.errors import DecodingError, InvalidRequestError, UnavailablePassError
-from chatterbox_turbo.fidelity import snr_db
+from chatterbox_turbo.measure.fidelity import snr_db
 
 QUIET = {"decoding": {"progress": "off"}}
 TEXTS = ("One.", "The quick brown fox jumps over the lazy dog.", "Is it two, or three?")

@@ -406,8 +406,8 @@ def test_quiet_lets_only_our_warnings_through(capsys):
 def _run(seconds: float, tokens: int = 10):
     import torch
 
-    from chatterbox_turbo.benchmark import Run
-    from chatterbox_turbo.fidelity import Sample
+    from chatterbox_turbo.measure.benchmark import Run
+    from chatterbox_turbo.measure.fidelity import Sample
 
     ids = torch.zeros(1, tokens, dtype=torch.int64)
     phases = {"t3": seconds / 2, "flow": seconds / 4}
@@ -415,8 +415,8 @@ def _run(seconds: float, tokens: int = 10):
 
 
 def test_ratios_are_medians_over_pairs():
-    from chatterbox_turbo.benchmark import Benchmark
-    from chatterbox_turbo.fidelity import Comparison
+    from chatterbox_turbo.measure.benchmark import Benchmark
+    from chatterbox_turbo.measure.fidelity import Comparison
 
     pairs = [(_run(4), _run(2)), (_run(9), _run(3)), (_run(10), _run(10))]
     result = Benchmark(pairs, None, Comparison(1.0, None, 0.0, True), [0.0])
@@ -432,7 +432,7 @@ def test_ratios_are_medians_over_pairs():
 def test_peak_memory_sees_what_is_freed_again():
     import torch
 
-    from chatterbox_turbo.benchmark import peak_memory
+    from chatterbox_turbo.measure.benchmark import peak_memory
 
     with peak_memory(torch.device("cpu")) as idle:
         pass
@@ -445,7 +445,7 @@ def test_peak_memory_sees_what_is_freed_again():
 
 
 def test_bytes_of_a_token_are_the_backbones_and_the_heads(english):
-    from chatterbox_turbo.benchmark import t3_bytes
+    from chatterbox_turbo.measure.benchmark import t3_bytes
     from chatterbox_turbo.upstream.families import identify
 
     layer = 4 * 1024 * 1024 + 3 * 1024 * 128 + 2 * 1024  # attention, MLP of 128, two norms
@@ -455,7 +455,7 @@ def test_bytes_of_a_token_are_the_backbones_and_the_heads(english):
 def test_a_warm_up_leaves_voice_and_generator(english, voice):
     import torch
 
-    from chatterbox_turbo.benchmark import warm_up
+    from chatterbox_turbo.measure.benchmark import warm_up
 
     before, conds = torch.get_rng_state(), english.conds
     warm_up(english, {"text": "Hello.", "audio_prompt_path": voice})

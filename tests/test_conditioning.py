@@ -17,7 +17,7 @@ from cases import FAMILIES, SPEAKING, count_hooks, speak
 from recordings import EXACT, RATE, differences, encode, encodings, voice_of, wav
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo.runtime.voice_cache import Voice, VoiceCache
+from chatterbox_turbo.runtime.voice.cache import Voice, VoiceCache
 
 
 @pytest.mark.parametrize("family", FAMILIES)

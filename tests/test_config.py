@@ -7,8 +7,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from chatterbox_turbo import OptimizationConfig, presets
-from chatterbox_turbo.config_io import environment, resolve
+from chatterbox_turbo import OptimizationConfig
+from chatterbox_turbo.config import presets, resolve
+from chatterbox_turbo.config.files import environment
 from chatterbox_turbo.errors import InvalidConfigError
 
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from chatterbox_turbo.fidelity import snr_db
-from chatterbox_turbo.runtime import cpu_products as kernels
-from chatterbox_turbo.runtime import flow_attention
-from chatterbox_turbo.runtime.cpu_instructions import FAST, multiplies_pairs, round_to_bf16, to_bf16
-from chatterbox_turbo.runtime.kernel_threads import kernel_threads
+from chatterbox_turbo.measure.fidelity import snr_db
+from chatterbox_turbo.runtime.cpu import products as kernels
+from chatterbox_turbo.runtime.cpu.instructions import FAST, multiplies_pairs, round_to_bf16, to_bf16
+from chatterbox_turbo.runtime.cpu.threads import kernel_threads
+from chatterbox_turbo.runtime.s3gen import attention as flow_attention
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_rounding_is_that_of_torch():
 
 
 def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(monkeypatch):
-    monkeypatch.setattr("chatterbox_turbo.runtime.cpu_instructions.config.CPU_NAME", "generic")
+    monkeypatch.setattr("chatterbox_turbo.runtime.cpu.instructions.config.CPU_NAME", "generic")
     assert not multiplies_pairs()
 
 
@@ -134,7 +134,7 @@ def test_attention_in_bf16(frames, masked):
 def test_flow_matching_in_bf16_attends_by_the_kernel_alone(models, monkeypatch):
     """And compiles it before the first request."""
     import chatterbox_turbo as turbo
-    from chatterbox_turbo.runtime import cpu_attention
+    from chatterbox_turbo.runtime.cpu import attention as cpu_attention
 
     called, attend = [], cpu_attention.attend
     monkeypatch.setattr(cpu_attention, "attend", lambda *args: called.append(args[0].shape) or attend(*args))

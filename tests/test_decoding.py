@@ -10,12 +10,12 @@ from cases import TEXT, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnavailablePassError
-from chatterbox_turbo.fidelity import compare, sample, snr_db
+from chatterbox_turbo.measure.fidelity import compare, sample, snr_db
 from chatterbox_turbo.patching import Journal
-from chatterbox_turbo.runtime.backbone import StaticBackbone, TransformersBackbone
-from chatterbox_turbo.runtime.sampling import SamplingParameters
-from chatterbox_turbo.runtime.step_choice import choose_step
-from chatterbox_turbo.runtime.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
+from chatterbox_turbo.runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from chatterbox_turbo.runtime.t3.sampling import SamplingParameters
+from chatterbox_turbo.runtime.t3.step_choice import choose_step
+from chatterbox_turbo.runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
 from chatterbox_turbo.upstream import t3 as upstream_t3
 from chatterbox_turbo.upstream import t3_weights
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import tomlkit
 
 from chatterbox_turbo import OptimizationConfig
-from chatterbox_turbo.config import Section
-from chatterbox_turbo.config_io import resolve
+from chatterbox_turbo.config import Section, resolve
 
 TURBO_TOML = Path(__file__).parent.parent / "examples" / "turbo.toml"
 

@@ -9,10 +9,11 @@ from test_precision import needs_bf16
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
-from chatterbox_turbo.fidelity import compare, snr_db
+from chatterbox_turbo.measure.fidelity import compare, snr_db
 from chatterbox_turbo.patching import Journal
-from chatterbox_turbo.runtime import flow_solver, products
-from chatterbox_turbo.runtime.flow_solver import FlowSolver, schedule
+from chatterbox_turbo.runtime.cpu import onednn as products
+from chatterbox_turbo.runtime.s3gen import flow_solver
+from chatterbox_turbo.runtime.s3gen.flow_solver import FlowSolver, schedule
 from chatterbox_turbo.upstream import flow_weights
 
 LENGTHS = (37, 90, 64)
@@ -106,12 +107,12 @@ def test_half_of_the_steps_guided(fused):
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("dtype, floor", [(torch.float32, 110), (torch.bfloat16, 30)])
 def test_attention_by_every_route_of_torch(monkeypatch, onednn, dtype, floor):
-    from chatterbox_turbo.runtime.flow_attention import attend
-    from chatterbox_turbo.runtime.scratch import Scratch
+    from chatterbox_turbo.runtime.s3gen.attention import attend
+    from chatterbox_turbo.runtime.s3gen.scratch import Scratch
 
-    monkeypatch.setattr("chatterbox_turbo.runtime.flow_attention._kernels", lambda: None)
+    monkeypatch.setattr("chatterbox_turbo.runtime.s3gen.attention._kernels", lambda: None)
     monkeypatch.setattr(products, "onednn_is_faster", lambda threads: onednn)
-    monkeypatch.setattr("chatterbox_turbo.runtime.flow_attention.SCORE_BYTES", 3 * 40 * 40 * dtype.itemsize)
+    monkeypatch.setattr("chatterbox_turbo.runtime.s3gen.attention.SCORE_BYTES", 3 * 40 * 40 * dtype.itemsize)
     q, k, v = (torch.randn(2, 5, 40, 64, generator=torch.Generator().manual_seed(n)) for n in range(3))
     for valid in (None, torch.arange(40) < torch.tensor([[40], [17]])):
         mask = None if valid is None else valid[:, None, None]
@@ -149,7 +150,7 @@ def longer(reference):
 
 
 def best():
-    from chatterbox_turbo.runtime.half_precision import best_format
+    from chatterbox_turbo.runtime.device.half_precision import best_format
 
     return best_format(torch.device("cpu"))
 
@@ -215,7 +216,7 @@ def test_the_next_call_after_an_interrupt_is_right(models, monkeypatch):
             def interrupt(*args):
                 raise KeyboardInterrupt
 
-            patch.setattr("chatterbox_turbo.runtime.flow_estimator.attend", interrupt)
+            patch.setattr("chatterbox_turbo.runtime.s3gen.flow_estimator.attend", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 speak(model)
         assert torch.equal(speak(model), expected)

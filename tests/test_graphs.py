@@ -13,7 +13,8 @@ from contextlib import suppress
 import pytest
 import torch
 
-from chatterbox_turbo.runtime.graphs import GraphCallError, GraphRunner, compiled
+from chatterbox_turbo.runtime.device.compilation import compiled
+from chatterbox_turbo.runtime.device.graphs import GraphCallError, GraphRunner
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -217,7 +218,7 @@ def test_any_thread_may_call_and_others_may_empty_the_cache_meanwhile():
 
 
 def script(code: str, **environment: str) -> str:
-    code = "import torch\nfrom chatterbox_turbo.runtime.graphs import compiled\n" + code
+    code = "import torch\nfrom chatterbox_turbo.runtime.device.compilation import compiled\n" + code
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr

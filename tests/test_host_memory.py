@@ -10,8 +10,8 @@ import torch
 
 from chatterbox_turbo import optimized
 from chatterbox_turbo.passes import decoding
-from chatterbox_turbo.runtime import host_memory
-from chatterbox_turbo.runtime.host_memory import use_huge_pages
+from chatterbox_turbo.runtime.cpu import host_memory
+from chatterbox_turbo.runtime.cpu.host_memory import use_huge_pages
 from chatterbox_turbo.upstream import t3_weights
 
 SIZE = 2**21

@@ -32,20 +32,41 @@ def test_every_public_name_can_be_had():
         assert getattr(chatterbox_turbo, name) is not None
 
 
+def module_of(path: Path) -> str:
+    """Dotted name of a file, relative to the package; that of its folder for an ``__init__``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip(".")
+
+
+FILES = {module_of(path): path for path in ROOT.rglob("*.py")}
+
+
 def imports(path: Path) -> set[str]:
-    """Modules of this package that a file imports, relative to the package."""
+    """Modules of this package that a file imports, inside functions too, relative to the package."""
     found = set()
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             module = ".".join((*base, *(node.module.split(".") if node.module else ())))
-            found |= {f"{module}.{alias.name}".strip(".") for alias in node.names}
-    return found
+            for alias in node.names:
+                name = f"{module}.{alias.name}".strip(".")
+                found.add(name if name in FILES else module)
+    return found - {""}  # what the package itself says of itself
+
+
+def below(path: Path, order: list[str], room: str = "") -> list[str]:
+    """Imports of a file that do not point downward in the ``order`` of the floors of ``room``, lowest first."""
+
+    def floor(module: str) -> int | None:
+        inside = module.removeprefix(f"{room}.") if room else module
+        return order.index(inside.split(".")[0]) if inside.split(".")[0] in order else None
+
+    own = floor(module_of(path))
+    return [name for name in imports(path) if own is not None and (f := floor(name)) is not None and f > own]
 
 
 def test_the_hot_path_knows_nothing_of_passes_config_or_upstream():
-    files = list((ROOT / "runtime").glob("*.py"))
+    files = list((ROOT / "runtime").rglob("*.py"))
     assert files
     for path in files:
         outside = {name for name in imports(path) if not name.startswith(("runtime", "errors"))}
@@ -54,19 +75,44 @@ def test_the_hot_path_knows_nothing_of_passes_config_or_upstream():
 
 
 def test_layers_point_downward():
-    order = ["errors", "presets", "config", "config_io", "patching", "runtime", "upstream", "passes", "plan", "report",
-             "instruments", "batch", "handle", "api", "divergence", "fidelity", "benchmark", "synthetic",
-             "cli"]  # fmt: skip
-    rank = {name: index for index, name in enumerate(order)}
-    allowed = {("config", "config_io"), ("plan", "report"), ("handle", "api")}  # inside a function, for messages
-    for path in ROOT.rglob("*.py"):
-        layer = path.relative_to(ROOT).with_suffix("").parts[0]
-        if layer == "__init__":
-            continue
-        for name in imports(path):
-            below = name.split(".")[0]
-            if below in rank and below != layer and (layer, below) not in allowed:
-                assert rank[below] < rank[layer], f"{path.relative_to(ROOT)} imports {name}"
+    house = ["errors", "config", "patching", "runtime", "upstream", "passes", "plan", "instruments", "report",
+             "speech", "handle", "api", "measure", "synthetic", "cli"]  # fmt: skip
+    assert {module.split(".")[0] for module in FILES if module} <= {*house}
+    for path in FILES.values():
+        assert not (wrong := below(path, house)), f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_rooms_of_the_hot_path_point_downward():
+    floors = ["layers", "device", "cpu", "loading", "voice", "t3", "s3gen"]
+    inside = {name: path for name, path in FILES.items() if name.startswith("runtime.")}
+    assert {name.split(".")[1] for name in inside} == {*floors}
+    for name, path in inside.items():
+        assert not (wrong := below(path, floors, "runtime")), f"{name} imports {wrong}"
+        halves = {"t3": "runtime.s3gen", "s3gen": "runtime.t3"}
+        other = halves.get(name.split(".")[1], "nothing")
+        assert not [one for one in imports(path) if one.startswith(other)], f"{name} imports the other half"
+
+
+def test_nothing_imports_in_a_circle():
+    """Not inside functions either."""
+    graph = {name: imports(path) & FILES.keys() - {name} for name, path in FILES.items() if name}
+    order: list[str] = []
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join((*way[way.index(name) :], name))}"
+        if name not in order:
+            for other in sorted(graph[name]):
+                visit(other, (*way, name))
+            order.append(name)
+
+    for name in graph:
+        visit(name, ())
+    assert len(order) == len(graph) > 80
+
+
+def test_every_room_says_what_lives_there():
+    for path in ROOT.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
 def test_only_upstream_and_synthetic_import_chatterbox():

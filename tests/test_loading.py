@@ -24,8 +24,8 @@ from chatterbox_turbo.errors import (
     ModelUnavailableError,
     UnsupportedModelError,
 )
-from chatterbox_turbo.runtime import construction
-from chatterbox_turbo.runtime.mapped_files import MappedFiles
+from chatterbox_turbo.runtime.loading import construction
+from chatterbox_turbo.runtime.loading.mapped_files import MappedFiles
 from chatterbox_turbo.upstream.loading import model_class
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

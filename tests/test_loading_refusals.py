@@ -15,8 +15,8 @@ from torch import nn
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import ModelUnavailableError, SlowLoadingWarning
-from chatterbox_turbo.runtime import construction
-from chatterbox_turbo.runtime.mapped_files import MappedFiles
+from chatterbox_turbo.runtime.loading import construction
+from chatterbox_turbo.runtime.loading.mapped_files import MappedFiles
 from chatterbox_turbo.upstream.loading import model_class
 
 pytestmark = pytest.mark.usefixtures("nothing_global_changes")

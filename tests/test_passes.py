@@ -24,8 +24,8 @@ from cases import (
 )
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo.config_io import resolve
-from chatterbox_turbo.fidelity import compare
+from chatterbox_turbo.config import resolve
+from chatterbox_turbo.measure.fidelity import compare
 from chatterbox_turbo.passes import ALL_PASSES, Context
 from chatterbox_turbo.plan import build_plan, carry_out
 from chatterbox_turbo.upstream.families import identify

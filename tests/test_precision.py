@@ -10,14 +10,14 @@ import torch
 from cases import TEXT, speak
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo.benchmark import t3_bytes
-from chatterbox_turbo.divergence import token_divergence
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
+from chatterbox_turbo.measure.benchmark import t3_bytes
+from chatterbox_turbo.measure.divergence import token_divergence
 from chatterbox_turbo.passes.base import Call, Context
 from chatterbox_turbo.passes.precision import PrecisionPass, scope
-from chatterbox_turbo.runtime import half_precision
-from chatterbox_turbo.runtime.half_precision import best_format, cast
-from chatterbox_turbo.runtime.tf32 import _switches, tf32
+from chatterbox_turbo.runtime.device import half_precision
+from chatterbox_turbo.runtime.device.half_precision import best_format, cast
+from chatterbox_turbo.runtime.device.tf32 import _switches, tf32
 from chatterbox_turbo.upstream.families import identify
 
 LOSSY = {"fidelity": "lossy", "decoding": {"progress": "off"}}

@@ -9,7 +9,7 @@ from recordings import EXACT, ONEDNN, differences, encode, voice_of, wav
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
-from chatterbox_turbo.runtime import products
+from chatterbox_turbo.runtime.cpu import onednn as products
 from chatterbox_turbo.upstream import conditioning as upstream
 from chatterbox_turbo.upstream.families import identify
 

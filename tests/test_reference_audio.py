@@ -13,7 +13,7 @@ from recordings import EXACT, RATE, differences, encode, voice_of, wav
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import ReferenceAudioError, ReferenceAudioMissingError, TurboError
-from chatterbox_turbo.runtime import reference_audio
+from chatterbox_turbo.runtime.voice import reference_audio
 from chatterbox_turbo.upstream.families import identify
 
 RECORDINGS = ("own rate", "8 kHz", "96 kHz stereo 24 bit", "44.1 kHz float", "Ogg Vorbis", "silence", "silent ends",

@@ -7,8 +7,8 @@ import torch
 from transformers.generation import logits_process as hf
 
 from chatterbox_turbo.errors import InvalidRequestError
-from chatterbox_turbo.runtime import sampling
-from chatterbox_turbo.runtime.sampling import Knobs, SamplingParameters
+from chatterbox_turbo.runtime.t3 import sampling
+from chatterbox_turbo.runtime.t3.sampling import Knobs, SamplingParameters
 
 VOCABULARY = 8194
 

@@ -14,13 +14,13 @@ from cases import TEXT, speak
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.errors import InvalidRequestError, UnavailablePassError
-from chatterbox_turbo.fidelity import sample
+from chatterbox_turbo.measure.fidelity import sample
 from chatterbox_turbo.patching import Journal
-from chatterbox_turbo.runtime.backbone import StaticBackbone, TransformersBackbone
-from chatterbox_turbo.runtime.cpu_step import CpuStep, unsuitable
-from chatterbox_turbo.runtime.kv_cache import BUCKET, KVCache
-from chatterbox_turbo.runtime.step_choice import CACHE_VARIABLE, Choice, choose_step, fastest
-from chatterbox_turbo.runtime.transformer import decode_step, prefill
+from chatterbox_turbo.runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from chatterbox_turbo.runtime.t3.cpu_step import CpuStep, unsuitable
+from chatterbox_turbo.runtime.t3.kv_cache import BUCKET, KVCache
+from chatterbox_turbo.runtime.t3.step_choice import CACHE_VARIABLE, Choice, choose_step, fastest
+from chatterbox_turbo.runtime.t3.transformer import decode_step, prefill
 from chatterbox_turbo.upstream import t3 as upstream_t3
 from chatterbox_turbo.upstream import t3_weights
 
@@ -46,7 +46,7 @@ def relative(a, b):
 @pytest.mark.parametrize("fused", SPEAKING, indirect=True)
 def test_logits_equal_those_of_transformers_within_rounding(fused, kernel, positions, monkeypatch):
     """Prefills of one and of several, then steps of requests of two rows that come and go, across a bucket's end."""
-    monkeypatch.setattr("chatterbox_turbo.runtime.backbone.PREFILL_POSITIONS", positions)
+    monkeypatch.setattr("chatterbox_turbo.runtime.t3.backbone.PREFILL_POSITIONS", positions)
     if kernel == "compile" and (fused.tfmr.config.model_type != "gpt2" or positions < 2048):
         pytest.skip("one family is enough: a compilation takes a minute")
     weights = t3_weights.read(fused)
@@ -77,7 +77,7 @@ def test_a_row_of_the_numba_step_does_not_depend_on_its_batch(fused, numbers, mo
     if numbers != "fp32":
         t3_weights.cast(fused, torch.bfloat16, journal)
     if "without" in numbers:
-        monkeypatch.setattr("chatterbox_turbo.runtime.cpu_instructions.multiplies_pairs", lambda: False)
+        monkeypatch.setattr("chatterbox_turbo.runtime.cpu.instructions.multiplies_pairs", lambda: False)
     weights = t3_weights.read(fused)
     embeds = torch.randn(9, weights.width, generator=torch.Generator().manual_seed(1))
 

@@ -12,12 +12,12 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo import OptimizationConfig, synthetic
 from chatterbox_turbo.config import VocoderSection
 from chatterbox_turbo.errors import UnsupportedModelError
-from chatterbox_turbo.fidelity import snr_db
+from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.passes.base import Context
 from chatterbox_turbo.passes.vocoder import Vocoder, VocoderPass
-from chatterbox_turbo.runtime import vocoder_network
-from chatterbox_turbo.runtime.vocoder import synthesize
-from chatterbox_turbo.runtime.vocoder_network import BUCKET, Network
+from chatterbox_turbo.runtime.s3gen import vocoder_network
+from chatterbox_turbo.runtime.s3gen.vocoder import synthesize
+from chatterbox_turbo.runtime.s3gen.vocoder_network import BUCKET, Network
 from chatterbox_turbo.upstream import vocoder_weights
 from chatterbox_turbo.upstream.families import identify
 from chatterbox_turbo.upstream.patch_points import LLAMA

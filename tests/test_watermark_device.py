@@ -11,10 +11,10 @@ from cases import CASES, difference, only, request_for, snapshot, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
-from chatterbox_turbo.fidelity import compare, snr_db
-from chatterbox_turbo.runtime.device import download, upload
-from chatterbox_turbo.runtime.reference_audio import resample, resample_on
-from chatterbox_turbo.runtime.resampling import Resampler
+from chatterbox_turbo.measure.fidelity import compare, snr_db
+from chatterbox_turbo.runtime.device.devices import download, upload
+from chatterbox_turbo.runtime.voice.reference_audio import resample, resample_on
+from chatterbox_turbo.runtime.voice.resampling import Resampler
 
 ON_MODEL = {"decoding": {"progress": "off"}, "watermark": {"device": "model"}}
 ALONE = only(next(case for case in CASES if str(case) == "watermark-model"))

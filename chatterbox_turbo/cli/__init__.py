@@ -10,8 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-PROGRAM = "chatterbox-turbo"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; ``arguments`` are those of the process where left out."""
@@ -19,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..errors import InvalidConfigError, TurboError
     from .app import app
-    from .screen import Screen
+    from .screen import PROGRAM, Screen
 
     screen = Screen(arguments=list(sys.argv[1:] if arguments is None else arguments))
     command = typer.main.get_command(app)

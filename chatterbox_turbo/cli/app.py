@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import PROGRAM, bench, demo, doctor, inspect, presets, say, verify
+from . import bench, demo, doctor, inspect, presets, say, verify
+from .screen import PROGRAM
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -14,7 +14,7 @@ from .options import ModelName, SizeName
 from .screen import Screen, table
 
 if TYPE_CHECKING:
-    from ..benchmark import Benchmark, Metric, Range
+    from ..measure.benchmark import Benchmark, Metric, Range
 
 TITLES = {
     "t3": "T3, prefill included",
@@ -57,7 +57,7 @@ def bench(
     if json not in (None, "-"):
         options.check_writable(Path(json))
     with screen.step("importing torch"), screen.quiet():
-        from .. import benchmark
+        from ..measure import benchmark
     settings = options.configuration(screen, preset, config)
     wanted = Wanted(model.value, options.device_named(device), size.value, stop_after, synthetic, checkpoint)
     loaded = load_model(screen, wanted)

@@ -70,7 +70,7 @@ def devices() -> Iterator[Check]:
     """The processor and each GPU, with what half precision gains there."""
     import torch
 
-    from ..runtime.half_precision import cpu_flags
+    from ..runtime.device.half_precision import cpu_flags
 
     flags = ", ".join(sorted(cpu_flags()))
     half = f"half precision: {flags}" if flags else "no half-precision instructions known: fp32 is the fast format"
@@ -172,7 +172,8 @@ def patch_points(family: str, usable: bool = True) -> Iterator[Check]:
 
 def configuration() -> Check:
     """Environment variables that override every configuration."""
-    from ..config_io import ENV_PREFIX, environment, resolve
+    from ..config import resolve
+    from ..config.files import ENV_PREFIX, environment
     from ..errors import InvalidConfigError
 
     try:

@@ -15,7 +15,7 @@ from .options import ModelName, SizeName
 from .screen import Screen
 
 if TYPE_CHECKING:
-    from ..benchmark import Benchmark
+    from ..measure.benchmark import Benchmark
 
 FILES = {
     "upstream": "upstream.wav",
@@ -55,7 +55,7 @@ def demo(
     if not version("matplotlib"):
         del files["picture"]
     with screen.step("importing torch"), screen.quiet():
-        from .. import benchmark
+        from ..measure import benchmark
     settings = options.configuration(screen, preset, config)
     long = size is SizeName.full and model is not ModelName.vc
     wanted = Wanted(

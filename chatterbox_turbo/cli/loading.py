@@ -119,7 +119,7 @@ def why_unreachable(family: str) -> str:
 def request_for(model: Any, text: str, language: str = "en", voice: Path | None = None) -> dict[str, Any]:
     """Keyword arguments of ``generate``. Voice conversion converts the bundled recording."""
     from .. import synthetic
-    from ..fidelity import arguments
+    from ..measure.fidelity import arguments
     from ..upstream.families import identify
 
     parts = identify(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from . import PROGRAM
+from .screen import PROGRAM
 
 PACKAGES = ("torch", "transformers", "chatterbox-tts", "resemble-perth")
 

@@ -68,7 +68,7 @@ def configuration(screen: Screen, preset: str | None, file: Path | None) -> Opti
         InvalidConfigError: unknown preset, bad file.
         typer.BadParameter: both were given.
     """
-    from ..config_io import resolve
+    from ..config import resolve
 
     if preset is not None and file is not None:
         raise typer.BadParameter("give either --preset or --config: a file may name its own preset.")
@@ -88,7 +88,7 @@ def device_named(name: str) -> str:
         typer.BadParameter: it is not there.
     """
     from ..errors import InvalidRequestError
-    from ..runtime import device
+    from ..runtime.device import devices as device
 
     try:
         return device.device_named(name)

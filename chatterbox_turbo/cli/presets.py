@@ -13,7 +13,7 @@ from .screen import table
 def presets(context: typer.Context, json: options.JsonFlag = False) -> None:
     """Show what each preset turns on."""
     from ..config import OptimizationConfig
-    from ..presets import DEFAULT, DESCRIPTIONS, PRESETS
+    from ..config.presets import DEFAULT, DESCRIPTIONS, PRESETS
 
     screen = options.screen_of(context)
     configs = {name: OptimizationConfig.from_preset(name) for name in PRESETS}

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ..errors import SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning
 
+PROGRAM = "chatterbox-turbo"
 WIDTH = 160  # of output that goes to a file or a pipe
 
 

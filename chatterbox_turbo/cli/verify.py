@@ -127,7 +127,7 @@ def promises(
     """
     from ..api import inspect
     from ..config import FIDELITIES, OptimizationConfig
-    from ..fidelity import sample
+    from ..measure.fidelity import sample
 
     plan = inspect(model, config, passes=passes)
     announce(f"{plan.family}: upstream")
@@ -156,9 +156,9 @@ def promises(
 
 def _outcome(model, config, passes, pairs, references, family, name, promise) -> Outcome:
     from ..api import optimized
-    from ..divergence import token_divergence
     from ..errors import TurboError
-    from ..fidelity import compare_samples, sample
+    from ..measure.divergence import token_divergence
+    from ..measure.fidelity import compare_samples, sample
 
     try:
         with optimized(model, config, passes=passes):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Fidelity, OptimizationConfig, Section
 from ..patching import Journal
-from ..runtime.voice_cache import VoiceCache
+from ..runtime.voice.cache import VoiceCache
 from ..upstream.families import FAMILIES, Parts
 
 

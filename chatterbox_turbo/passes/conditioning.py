@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..config import Fidelity
-from ..runtime.products import linear_forward, onednn, onednn_is_faster
-from ..runtime.reference_audio import Reference, resample, resample_on
-from ..runtime.voice_cache import VoiceCache
+from ..runtime.cpu.onednn import linear_forward, onednn, onednn_is_faster
+from ..runtime.voice.cache import VoiceCache
+from ..runtime.voice.reference_audio import Reference, resample, resample_on
 from ..upstream import conditioning as upstream
 from ..upstream.patch_points import ALL
 from .base import Context, Pass

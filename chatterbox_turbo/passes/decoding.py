@@ -16,12 +16,12 @@ from torch import Generator, Tensor, nn
 
 from ..config import DecodingSection, Fidelity, OptimizationConfig
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnsupportedModelError
-from ..runtime.alignment import AlignmentAnalysis, describe
-from ..runtime.backbone import StaticBackbone, TransformersBackbone
-from ..runtime.host_memory import use_huge_pages
-from ..runtime.sampling import SamplingParameters, guide
-from ..runtime.step_choice import choose_step
-from ..runtime.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
+from ..runtime.cpu.host_memory import use_huge_pages
+from ..runtime.t3.alignment import AlignmentAnalysis, describe
+from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.sampling import SamplingParameters, guide
+from ..runtime.t3.step_choice import choose_step
+from ..runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, build_analyzer

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..config import FlowSection
 from ..errors import InvalidRequestError, UnsupportedModelError
-from ..runtime.flow_estimator import velocity
-from ..runtime.flow_solver import FlowSolver, schedule
-from ..runtime.frames import stacked
-from ..runtime.graphs import compiled
-from ..runtime.host_memory import keep_freed_blocks
-from ..runtime.speech_encoder import SpeechEncoder
+from ..runtime.cpu.host_memory import keep_freed_blocks
+from ..runtime.device.compilation import compiled
+from ..runtime.s3gen.flow_estimator import velocity
+from ..runtime.s3gen.flow_solver import FlowSolver, schedule
+from ..runtime.s3gen.frames import stacked
+from ..runtime.s3gen.speech_encoder import SpeechEncoder
 from ..upstream import encoder_weights, flow_weights
 from .base import Arguments, Context, Pass, Switch
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ..runtime.half_precision import FORMATS, best_format
-from ..runtime.tf32 import tf32
+from ..runtime.device.half_precision import FORMATS, best_format
+from ..runtime.device.tf32 import tf32
 from ..upstream import flow_weights, t3_weights
 from .base import Call, Context, Pass
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..config import Fidelity, VocoderSection
 from ..errors import UnsupportedModelError
-from ..runtime.graphs import compiled
-from ..runtime.host_memory import give_back, keep_freed_blocks
-from ..runtime.vocoder import VocoderWeights, excite, synthesize, synthesize_all
-from ..runtime.vocoder_network import Network, decode
+from ..runtime.cpu.host_memory import give_back, keep_freed_blocks
+from ..runtime.device.compilation import compiled
+from ..runtime.s3gen.vocoder import VocoderWeights, excite, synthesize, synthesize_all
+from ..runtime.s3gen.vocoder_network import Network, decode
 from ..upstream import parameters, vocoder_weights
 from .base import Context, Pass, Switch
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import WatermarkWarning
-from ..runtime.reference_audio import resample
+from ..runtime.voice.reference_audio import resample
 from ..upstream.patch_points import check, patch_points
 from ..upstream.watermarker import MarkingOnDevice, ObservedWatermarker, why_not_perth
 from .base import Call, Context, Pass

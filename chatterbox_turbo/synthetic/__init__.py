@@ -1,13 +1,11 @@
-"""Real upstream models with seeded random weights, for tests, demos and benchmarks without a checkpoint."""
+"""Real upstream models with seeded random weights, for tests, demos and benchmarks without a checkpoint.
 
-from pathlib import Path
+Classes and architectures are upstream's; weights are drawn, and planted so that speech ends where it is asked to.
+Nothing of the optimizations is known here.
+"""
 
 from .architecture import SIZES, architecture
 from .checkpoint import FAMILIES, build, save
+from .recording import reference_voice
 
 __all__ = ["FAMILIES", "SIZES", "architecture", "build", "reference_voice", "save"]
-
-
-def reference_voice() -> Path:
-    """Path of the bundled reference recording: 24 kHz mono FLAC, about 11 s of espeak-ng speech."""
-    return Path(__file__).parent.parent / "assets" / "reference_voice.flac"

@@ -12,6 +12,7 @@ from typing import Any
 
 from .architecture import PROMPT_TOKENS, architecture, replaced
 from .planting import plant_s3gen, plant_t3
+from .recording import reference_voice
 from .vocabulary import write_gpt2_tokenizer, write_grapheme_tokenizer
 
 DEFAULT_STOP = {"tiny": 24, "full": 150}
@@ -200,8 +201,6 @@ def _initialised_instead_of_loaded(stop_after: int) -> Iterator[None]:
 
 
 def _encode_reference_voice(model: Any, size: str) -> None:
-    from . import reference_voice
-
     with ExitStack() as stack:
         if size == "tiny":
             stack.enter_context(replaced(model, "DEC_COND_LEN", PROMPT_TOKENS * 960))  # 24 kHz samples

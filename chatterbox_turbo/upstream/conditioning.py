@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ReferenceAudioError
-from ..runtime.reference_audio import Reference, Resampler, mel_power, resample, trim
-from ..runtime.voice_cache import Voice
-from ..runtime.voice_features import MelSpectrogram, speaker_embedding
+from ..runtime.voice.cache import Voice
+from ..runtime.voice.features import MelSpectrogram, speaker_embedding
+from ..runtime.voice.reference_audio import Reference, Resampler, mel_power, resample, trim
 from .families import Parts
 from .patch_points import GPT2, digest
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..patching import Journal
-from ..runtime.speech_encoder import EncoderWeights, Layer, Stack
-from ..runtime.weights import Linear
+from ..runtime.layers import Linear
+from ..runtime.s3gen.speech_encoder import EncoderWeights, Layer, Stack
 from . import parameters
 from .modules import as_conv, as_linear, as_norm, refuse_unless
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..patching import Journal
-from ..runtime.flow_estimator import Block, EstimatorWeights, Resnet, Stage, sinusoids
-from ..runtime.frames import Conv
-from ..runtime.weights import Linear
+from ..runtime.layers import Linear
+from ..runtime.s3gen.flow_estimator import Block, EstimatorWeights, Resnet, Stage, sinusoids
+from ..runtime.s3gen.frames import Conv
 from . import parameters
 from .modules import as_conv, as_linear, as_norm, bias_of, refuse_unless
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..runtime.frames import Conv
-from ..runtime.weights import Linear, Norm
+from ..runtime.layers import Linear, Norm
+from ..runtime.s3gen.frames import Conv
 
 
 def as_conv(module: nn.Module) -> Conv:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..patching import Journal
-from ..runtime import half_precision
-from ..runtime.host_memory import EVERY, give_back
+from ..runtime.cpu.host_memory import EVERY, give_back
+from ..runtime.device import half_precision
 
 Group = Sequence[nn.Parameter]
 

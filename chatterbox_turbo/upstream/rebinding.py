@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 from ..errors import SlowLoadingWarning, TurboError
-from ..runtime.construction import OwnRandomness, UnfamiliarConstructionError, construct, fill
-from ..runtime.mapped_files import MappedFiles
+from ..runtime.loading.construction import OwnRandomness, UnfamiliarConstructionError, construct, fill
+from ..runtime.loading.mapped_files import MappedFiles
 
 _FILES = (".safetensors", ".pt", ".json")
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..patching import Journal
-from ..runtime.weights import Layer, Linear, Norm, Weights
+from ..runtime.layers import Linear, Norm
+from ..runtime.t3.weights import Layer, Weights
 from . import parameters
 from . import t3 as upstream_t3
 from .alignment import analyzer_class

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..runtime.vocoder import Source, VocoderWeights
-from ..runtime.vocoder_network import Convolution, NetworkWeights, ResidualBlock, Snake, Upsampling
+from ..runtime.s3gen.vocoder import Source, VocoderWeights
+from ..runtime.s3gen.vocoder_network import Convolution, NetworkWeights, ResidualBlock, Snake, Upsampling
 from .modules import refuse_unless
 
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import wrapt
 
-from ..runtime.device import download, upload
-from ..runtime.resampling import Resampler
+from ..runtime.device.devices import download, upload
+from ..runtime.voice.resampling import Resampler
 
 REMEDY = "pip install 'setuptools<81' (PerTh needs pkg_resources), then load the model again"
 

@@ -1,0 +1,34 @@
+"""What a user may ask for: sections (one a pass), the whole with its cross-field rules, presets, files, messages.
+
+Values come in from files, the environment, presets and dictionaries, and leave as one frozen ``OptimizationConfig``.
+Nothing here imports torch, a pass, or anything of upstream: what a section's options do is its pass's business.
+"""
+
+from .model import OptimizationConfig
+from .presets import DEFAULT, DESCRIPTIONS, PRESETS
+from .resolution import Config, resolve
+from .sections import (
+    FIDELITIES,
+    DecodingSection,
+    Fidelity,
+    FlowSection,
+    Section,
+    VocoderSection,
+    exceeds,
+)
+
+__all__ = [
+    "DEFAULT",
+    "DESCRIPTIONS",
+    "FIDELITIES",
+    "PRESETS",
+    "Config",
+    "DecodingSection",
+    "Fidelity",
+    "FlowSection",
+    "OptimizationConfig",
+    "Section",
+    "VocoderSection",
+    "exceeds",
+    "resolve",
+]

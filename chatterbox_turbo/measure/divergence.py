@@ -1,0 +1,91 @@
+"""What half precision does to T3: its logits against those of fp32, over the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..api import optimized
+from ..config import Config
+
+FP32 = {"decoding": {"enabled": True, "progress": "off", "backbone": "static"}}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Over the steps of one utterance: Kullback-Leibler divergence (nats) from fp32, and agreement of the likeliest.
+
+    ``agreement``: share of steps with the same likeliest id; ``in_top_5``: with fp32's among the likeliest five.
+    """
+
+    steps: int
+    mean: float
+    largest: float
+    agreement: float
+    in_top_5: float
+
+    def __str__(self) -> str:
+        return (
+            f"KL {self.mean:.1e} (largest {self.largest:.1e}), top-1 agreement {self.agreement:.1%}, "
+            f"in top 5 {self.in_top_5:.1%}, over {self.steps} steps"
+        )
+
+
+def token_divergence(model: Any, config: Config, request: dict[str, Any], seed: int = 0) -> Divergence:
+    """Speak ``request`` in fp32, then ask both for the logits before each of its tokens (teacher forcing).
+
+    Args:
+        model: one that speaks, in fp32 and not optimized.
+        config: what is compared with fp32; the static backbone on both sides.
+        request: keyword arguments of ``generate``.
+    """
+    with optimized(model, FP32):
+        tokens, expected = _speak(model, request, seed)
+    with optimized(model, config):
+        given = _logits(model, request, tokens)
+    return compare_logits(given, expected)
+
+
+def compare_logits(given: Tensor, expected: Tensor) -> Divergence:
+    """``given`` against ``expected``, both (n, V)."""
+    reference = torch.log_softmax(expected.double(), -1)
+    divergence = (reference.exp() * (reference - torch.log_softmax(given.double(), -1))).sum(-1)
+    likeliest = expected.argmax(-1, keepdim=True)
+    return Divergence(
+        steps=len(expected),
+        mean=divergence.mean().item(),
+        largest=divergence.max().item(),
+        agreement=(given.argmax(-1, keepdim=True) == likeliest).double().mean().item(),
+        in_top_5=(given.topk(5).indices == likeliest).any(-1).double().mean().item(),
+    )
+
+
+def _speak(model: Any, request: dict[str, Any], seed: int) -> tuple[list[int], Tensor]:
+    found: list[Tensor] = []
+    engine = model.turbo.token_model
+
+    def speak(*args: Any, **kwargs: Any) -> Tensor:
+        (tokens,) = engine.run([engine.request(*args, **kwargs)])
+        found.extend([tokens, engine.logits(engine.request(*args, **kwargs), tokens[0].tolist())])
+        return tokens
+
+    with engine.calls.diverted(speak):
+        torch.manual_seed(seed)
+        model.generate(**request)
+    return found[0][0].tolist(), found[1]
+
+
+def _logits(model: Any, request: dict[str, Any], tokens: list[int]) -> Tensor:
+    found: list[Tensor] = []
+    engine = model.turbo.token_model
+
+    def read(*args: Any, **kwargs: Any) -> Tensor:
+        found.append(engine.logits(engine.request(*args, **kwargs), tokens))
+        return torch.tensor([tokens], device=found[0].device)
+
+    with engine.calls.diverted(read):
+        model.generate(**request)
+    return found[0]

@@ -1,0 +1,48 @@
+"""Devices by name, and samples on their way to and from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InvalidRequestError
+
+
+def device_named(name: str | torch.device) -> str:
+    """A device that is there; ``auto`` is the first CUDA device or the CPU.
+
+    Raises:
+        InvalidRequestError: it is not there, or is none.
+    """
+    name = str(name)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in there or (index and not index.isdigit()):
+        raise InvalidRequestError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps.")
+    if int(index or 0) >= there[kind]:
+        raise InvalidRequestError(f"there is no device {name} here (torch {torch.__version__}).")
+    return name
+
+
+def upload(samples: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of an array as float32 on a device; to CUDA through pinned memory, so that the host does not wait."""
+    tensor = torch.from_numpy(np.array(samples, dtype=np.float32))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def download(tensor: Tensor) -> np.ndarray:
+    """A copy of a tensor on the host; from CUDA through pinned memory, with one wait for the stream.
+
+    The copy is in ordinary memory: callers keep results, and pinned pages are scarce.
+    """
+    if tensor.device.type == "cuda":
+        pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        pinned.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensor.device).record_event().synchronize()
+        return pinned.numpy().copy()
+    return tensor.cpu().numpy()

@@ -1,0 +1,24 @@
+"""The two layers that every network here is made of, as records of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm where there is no bias (Llama), LayerNorm where there is one (GPT-2)."""
+
+    weight: Tensor  # (D,)
+    bias: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``x @ weight.T + bias``."""
+
+    weight: Tensor  # (out, in), rows contiguous
+    bias: Tensor | None = None  # (out,)

@@ -1,0 +1,174 @@
+"""Full attention for the flow's estimator and encoder, by what is fastest for device and format."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cpu import onednn as products
+from ..cpu.threads import kernel_threads, why_no_kernels
+from .scratch import Scratch
+
+SMALL = 60.0  # scores whose exponentials, and sums of thousands of them, fit fp32 and bf16 on both sides
+SCORE_BYTES = 8 * 2**20  # of attention scores at once: what a core's share of the last cache holds
+
+
+@dataclass(frozen=True)
+class Relative:
+    """What positions add to the scores of queries and keys: ``queries`` meet ``keys`` by their distance.
+
+    Attributes:
+        queries: (R, H, T, Dh), scaled.
+        keys: (H, 2 T - 1, Dh), of the distances T - 1 to 1 - T.
+    """
+
+    queries: Tensor
+    keys: Tensor
+
+    def of_head(self, number: int) -> Tensor:
+        """(T, T) of head ``number`` of all R H."""
+        heads = self.keys.size(0)
+        return _shifted(products.linear(self.queries[number // heads, number % heads], self.keys[number % heads]))
+
+    def of_all(self) -> Tensor:
+        """(R, H, T, T)."""
+        return _shifted(self.queries @ self.keys.transpose(1, 2))
+
+
+def _shifted(scores: Tensor) -> Tensor:
+    """(…, T, 2 T - 1) by distance to (…, T, T) by key: row i begins i places further left. A view."""
+    frames = scores.size(-2)
+    outer = scores.stride()[:-2]
+    row = 2 * frames - 1
+    return scores.as_strided((*scores.shape[:-2], frames, frames), (*outer, row - 1, 1), frames - 1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scratch, relative: Relative | None = None
+) -> Tensor:
+    """Full attention of queries, keys and values (R, H, T, Dh): (R, H, T, Dh).
+
+    By torch's fused kernel; but on a CPU, where that computes in fp32 whatever it is given, a kernel of this package in
+    bf16, where the processor has the instructions, and else two products with a softmax between them, which in bf16
+    take less than half of the time, and in fp32 less where oneDNN computes them.
+
+    Args:
+        valid: (R, T) bool, the keys that are seen; ``None`` for all.
+        relative: added to the scores before the softmax.
+    """
+    kernels = _kernels_for(q) if relative is None else None
+    if kernels is not None:
+        return _attend_in_caches(kernels, q, k, v, valid, scratch)
+    by_heads = products.suits(q)
+    if q.device.type != "cpu" or not (by_heads or (q.dtype == torch.bfloat16 and relative is None)):
+        mask = None if valid is None else valid[:, None, None]
+        if relative is not None:
+            scores = relative.of_all()
+            mask = scores.contiguous() if mask is None else scores.masked_fill(~mask, -float("inf"))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    rows, heads, frames, width = q.shape
+    flat = (rows * heads, frames, width)
+    q, k, v = (scratch(f"part {i}", p.shape, p.dtype).copy_(p).view(flat) for i, p in enumerate((q, k, v)))
+    q *= width**-0.5
+    hidden = None if valid is None else ~valid.repeat_interleave(heads, dim=0)[:, None]
+    result = scratch("attended", flat, q.dtype)
+    if by_heads:
+        _each_head(q, k, v, hidden, relative, result, scratch)
+    else:
+        _some_heads(q, k, v, hidden, result, scratch)
+    return result.view(rows, heads, frames, width)
+
+
+def prepare(dtype: torch.dtype, device: torch.device) -> None:
+    """Compile what attention in this format needs: seconds where no process has done it before."""
+    x = torch.zeros(1, 1, 8, 64, dtype=dtype, device=device)
+    attend(x, x, x, None, Scratch())
+
+
+def _kernels_for(q: Tensor) -> ModuleType | None:
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return None
+    kernels = _kernels()
+    return kernels if kernels and q.size(3) == kernels.WIDTH and q.size(2) >= kernels.QUERIES else None
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    if why_no_kernels():
+        return None
+    from ..cpu import attention as cpu_attention
+    from ..cpu.instructions import multiplies_pairs
+
+    return cpu_attention if multiplies_pairs() else None
+
+
+def _attend_in_caches(
+    kernels: ModuleType, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scratch
+) -> Tensor:
+    rows, heads, frames, width = q.shape
+    padded, lanes = -(-frames // kernels.GROUP) * kernels.GROUP, kernels.LANES
+    seen = scratch("seen", (rows, padded), torch.float32).fill_(kernels.HIDDEN)
+    seen[:, :frames] = 0.0 if valid is None else torch.where(valid, 0.0, kernels.HIDDEN)
+    keys = scratch("keys", (rows * heads, padded // lanes, width // 2, lanes, 2), q.dtype)
+    values = scratch("values", (rows * heads, padded // 2, width, 2), q.dtype)
+    result = scratch("attended", (rows, frames, heads, width), q.dtype)
+    with kernel_threads():
+        q, k, v, keys, values, result_bits = (x.view(torch.int16).numpy() for x in (q, k, v, keys, values, result))
+        kernels.attend(q, k, v, seen.numpy(), keys, values, result_bits)
+    return result.transpose(1, 2)
+
+
+def _each_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: Tensor | None,
+    relative: Relative | None,
+    result: Tensor,
+    scratch: Scratch,
+) -> None:
+    weights = scratch("weights", (q.size(1), q.size(1)), q.dtype)
+    values = v.transpose(1, 2).contiguous()
+    for head in range(q.size(0)):
+        scores = products.linear(q[head], k[head])
+        if relative is not None:
+            scores += relative.of_head(head)
+        if hidden is not None:
+            scores.masked_fill_(hidden[head], -float("inf"))
+        torch.softmax(scores, dim=-1, out=weights)
+        result[head] = products.linear(weights, values[head])
+
+
+def _some_heads(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, result: Tensor, scratch: Scratch) -> None:
+    """As many heads at once as have their scores in the cache, in equal shares.
+
+    A softmax reads and writes the scores several times. Where no score can be large, their exponentials need no
+    largest one subtracted before, and are divided by their sum after the product, where there is less to divide.
+    """
+    heads, frames, _ = q.shape
+    fitting = max(SCORE_BYTES // (frames * frames * q.dtype.itemsize), torch.get_num_threads())
+    count = -(-heads // -(-heads // fitting))
+    small = _largest_length(q) * _largest_length(k) < SMALL
+    scores, weights = (scratch(name, (count, frames, frames), q.dtype) for name in ("scores", "weights"))
+    for at in range(0, heads, count):
+        some = slice(at, min(at + count, heads))
+        s, w = scores[: some.stop - at], weights[: some.stop - at]
+        torch.bmm(q[some], k[some].transpose(1, 2), out=s)
+        if hidden is not None:
+            s.masked_fill_(hidden[some], -float("inf"))
+        if small:
+            sums = s.exp_().sum(dim=-1, keepdim=True)
+            torch.bmm(s, v[some], out=result[some]).div_(sums)
+        else:
+            torch.softmax(s, dim=-1, out=w)
+            torch.bmm(w, v[some], out=result[some])
+
+
+def _largest_length(x: Tensor) -> float:
+    """Of the vectors in the last dimension: no score exceeds the product of two such (Cauchy-Schwarz)."""
+    return torch.linalg.vector_norm(x, dim=-1).max().item()

@@ -1,0 +1,48 @@
+"""What encoder, flow estimator and vocoder share: layers over frames, utterances of several lengths in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cpu.onednn import linear
+from ..layers import Norm
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A causal convolution over frames, ``weight`` (out, in, K)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def convolve(conv: Conv, x: Tensor) -> Tensor:
+    """A causal convolution of (R, T, in) in the weights' format: (R, T, out) fp32."""
+    x, width = x.to(conv.weight.dtype), conv.weight.size(-1)
+    if width == 1:
+        return linear(x, conv.weight[..., 0], conv.bias).float()
+    return F.conv1d(F.pad(x, (0, 0, width - 1, 0)).transpose(1, 2), conv.weight, conv.bias).transpose(1, 2).float()
+
+
+def normalize(norm: Norm, x: Tensor) -> Tensor:
+    """LayerNorm over the last dimension."""
+    return F.layer_norm(x, (x.size(-1),), norm.weight, norm.bias, norm.eps)
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Parts (1, C, n) of different n one below the other, (R, C, longest n), zeros behind the shorter ones."""
+    longest = max(part.size(2) for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.size(2))) for part in parts])
+
+
+def valid_frames(lengths: Sequence[int], total: int, device: torch.device) -> Tensor | None:
+    """(R, total) bool, the frames before each length; ``None`` where nothing is padding."""
+    if all(length == total for length in lengths):
+        return None
+    ends = torch.tensor(list(lengths), device=device)
+    return torch.arange(total, device=device) < ends[:, None]

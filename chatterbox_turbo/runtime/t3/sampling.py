@@ -1,0 +1,167 @@
+"""From logits to tokens: pure functions, each equal to the processor of Transformers that upstream uses.
+
+Logits are (N, V), one row a request; knobs are (N, 1) tensors of the same dtype, so that requests may differ and a
+captured graph may be replayed with other values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from ...errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """The knobs of one request. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch their filter off.
+
+    Raises:
+        InvalidRequestError: a knob is out of its range.
+    """
+
+    temperature: float = 0.8
+    repetition_penalty: float = 1.2
+    min_p: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    guidance: float = 0.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "temperature": (0.0 <= self.temperature < float("inf"), "0 or more"),
+            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0"),
+            "min_p": (0.0 <= self.min_p <= 1.0, "between 0 and 1"),
+            "top_p": (0.0 <= self.top_p <= 1.0, "between 0 and 1"),
+        }
+        for name, (fits, wanted) in ranges.items():
+            if not fits:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}, but must be {wanted}.")
+
+
+class Knobs:
+    """The parameters of N requests as tensors, and what the host knows of them: which filters are needed at all."""
+
+    def __init__(self, requests: Sequence[SamplingParameters], dtype: torch.dtype, device: torch.device):
+        def column(values: list[float], kind: torch.dtype = dtype) -> Tensor:
+            return torch.tensor(values, dtype=kind, device=device)[:, None]
+
+        self.guidance = column([r.guidance for r in requests])
+        # 0 stands for greedy decoding, which does not look at the quotient
+        self.temperature = column([r.temperature or 1.0 for r in requests])
+        self.penalty = column([r.repetition_penalty for r in requests])
+        self.min_p = column([r.min_p for r in requests])
+        # subtracted before the rounding to the logits' dtype, as TopPLogitsWarper does
+        self.tail = column([1.0 - r.top_p for r in requests])
+        self.top_k = column([r.top_k for r in requests], torch.long)
+        self.largest_k = max(r.top_k for r in requests)
+        self.any_temperature = any(r.temperature not in (0.0, 1.0) for r in requests)
+        self.any_penalty = any(r.repetition_penalty != 1.0 for r in requests)
+        self.any_min_p = any(r.min_p > 0.0 for r in requests)
+        self.any_top_p = any(r.top_p < 1.0 for r in requests)
+        self.greedy = [r.temperature == 0.0 for r in requests]
+        self.greedy_rows = torch.tensor(self.greedy, device=device)[:, None] if any(self.greedy) else None
+
+
+def guide(logits: Tensor, weight: Tensor) -> Tensor:
+    """Classifier-free guidance: (N, 2, V), conditional and unconditional, to (N, V); (N, 1, V) passes through."""
+    if logits.size(1) == 1:
+        return logits[:, 0]
+    conditional, unconditional = logits.unbind(dim=1)
+    return conditional + weight * (conditional - unconditional)
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Divide positive and multiply negative logits of ids that are ``seen`` (N, V) by ``penalty`` (CTRL, 2019)."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, divide(logits, penalty)), logits)
+
+
+def divide(logits: Tensor, divisor: Tensor) -> Tensor:
+    """``logits / divisor``, rounded as torch rounds a division by a Python number on the same device."""
+    # CUDA kernels multiply by the reciprocal of a number that the host holds
+    return logits * divisor.reciprocal() if logits.is_cuda else logits / divisor
+
+
+def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+    """Drop ids less likely than ``min_p`` times the likeliest one, which itself always stays."""
+    probabilities = torch.softmax(logits, dim=-1)
+    floor = min_p * probabilities.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(probabilities < floor, -float("inf"))
+
+
+def keep_top_k(logits: Tensor, top_k: Tensor, largest: int) -> Tensor:
+    """Keep the ``top_k`` likeliest ids and what ties with the last of them; rows with 0 keep all.
+
+    ``largest`` is the greatest ``top_k``, known to the host.
+    """
+    best = torch.topk(logits, min(largest, logits.size(-1)))[0]
+    threshold = best.gather(-1, (top_k - 1).clamp(0, best.size(-1) - 1))
+    return logits.masked_fill((logits < threshold) & (top_k > 0), -float("inf"))
+
+
+def keep_top_p(logits: Tensor, tail: Tensor) -> Tensor:
+    """Keep the smallest set of likeliest ids whose probability reaches 1 - ``tail`` (nucleus sampling, 2019)."""
+    ascending, order = torch.sort(logits, descending=False)
+    drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= tail
+    drop[..., -1:] = False
+    return logits.masked_fill(drop.scatter(1, order, drop), -float("inf"))
+
+
+def draw(probabilities: Tensor, generators: Sequence[Generator | None], skip: Sequence[bool] = ()) -> Tensor:
+    """One id (N, 1) a row, each from its own generator (``None``: the global one).
+
+    Consumes and yields what ``torch.multinomial(row, 1)`` does (exponential race), without its check of the
+    probabilities, which waits for the device. Rows in ``skip`` draw nothing; their id means nothing.
+    """
+    race = torch.ones_like(probabilities)
+    for row, generator in enumerate(generators):
+        if not (skip and skip[row]):
+            race[row : row + 1].exponential_(1, generator=generator)
+    return (probabilities / race).argmax(dim=-1, keepdim=True)
+
+
+def filter_guided(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
+    """Logits as upstream's Llama models draw from them: penalty, temperature, min-p, top-p (``T3.inference``)."""
+    if knobs.any_penalty:
+        logits = penalize_repetition(logits, seen, knobs.penalty)
+    if knobs.any_temperature:
+        logits = divide(logits, knobs.temperature)
+    if knobs.any_min_p:
+        logits = keep_min_p(logits, knobs.min_p)
+    # at 1.0 nothing with a probability above zero would go, so the sort over the vocabulary is left out
+    return keep_top_p(logits, knobs.tail) if knobs.any_top_p else logits
+
+
+def filter_unguided(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
+    """Logits as upstream's GPT-2 models draw from them: temperature, top-k, top-p, penalty (``inference_turbo``)."""
+    if knobs.any_temperature:
+        logits = divide(logits, knobs.temperature)
+    if knobs.largest_k > 0:
+        logits = keep_top_k(logits, knobs.top_k, knobs.largest_k)
+    if knobs.any_top_p:
+        logits = keep_top_p(logits, knobs.tail)
+    return penalize_repetition(logits, seen, knobs.penalty) if knobs.any_penalty else logits
+
+
+DRAWN, IMPOSSIBLE, EXHAUSTED = 0, 1, 2
+
+
+def sample(logits: Tensor, knobs: Knobs, generators: Sequence[Generator | None]) -> tuple[Tensor, Tensor]:
+    """Tokens (N, 1) int64 from filtered logits, and a status (N, 1) int64 for each, without a host sync.
+
+    ``DRAWN``; ``IMPOSSIBLE``: the logits hold NaN or positive infinity; ``EXHAUSTED``: every id is excluded.
+    Requests with temperature 0 take the likeliest id.
+    """
+    excluded = (logits == -float("inf")).all(dim=-1, keepdim=True)
+    likeliest = logits.argmax(dim=-1, keepdim=True)
+    probabilities = torch.softmax(logits, dim=-1)
+    broken = probabilities.isnan().any(dim=-1, keepdim=True)
+    status = torch.where(excluded, EXHAUSTED, torch.where(broken, IMPOSSIBLE, DRAWN))
+    if knobs.greedy_rows is None:
+        return draw(probabilities, generators), status
+    if all(knobs.greedy):
+        return likeliest, status
+    return torch.where(knobs.greedy_rows, likeliest, draw(probabilities, generators, knobs.greedy)), status

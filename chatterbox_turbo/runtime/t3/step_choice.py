@@ -1,0 +1,172 @@
+"""Which implementation of the decode step is fastest here: measured once on the real weights, remembered on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..device.compilation import compiled
+from .backbone import Step, TorchStep
+from .cpu_step import CpuStep, unsuitable
+from .kv_cache import BUCKET, KVCache
+from .transformer import Watch, decode_step
+from .weights import Weights
+
+ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one counts
+LAYERS = 3  # enough to be larger than a cache of 32 MB, few enough to take a second
+REPEATS = 5
+KERNELS = 3  # goes up when cpu_kernels or cpu_products changes: what was measured with others does not count
+CACHE_VARIABLE = "CHATTERBOX_TURBO_CACHE"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``names``: the fastest implementation for each of ``ROWS``. ``remark``: what was measured, for the report."""
+
+    names: dict[int, str]
+    remark: str
+
+    def name(self, rows: int) -> str:
+        """The implementation for a number of rows."""
+        return self.names[next((measured for measured in self.names if measured >= rows), max(self.names))]
+
+
+class ChosenStep:
+    """A step that takes the implementation which is fastest for the number of rows."""
+
+    def __init__(self, choice: Choice, weights: Weights, watch: Watch):
+        self.choice = choice
+        self._steps = {name: make_step(name, weights, watch) for name in sorted(set(choice.names.values()))}
+        formats = {step.cache_dtype for step in self._steps.values()}
+        self.cache_dtype = formats.pop() if len(formats) == 1 else torch.float32  # all of them read that
+
+    def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._steps[self.choice.name(embeds.size(0))](cache, embeds)
+
+
+def make_step(name: str, weights: Weights, watch: Watch = ()) -> Step:
+    """An implementation by its name, ``numba`` or ``torch``."""
+    return CpuStep(weights, watch) if name == "numba" else TorchStep(weights, watch)
+
+
+def choose_step(weights: Weights, watch: Watch, kernel: str, graphs: bool) -> tuple[Step, str]:
+    """The step for these weights, and a remark for the report.
+
+    Args:
+        kernel: ``auto``, ``torch``, ``numba`` or ``compile``.
+        graphs: CUDA graphs around the torch step, on CUDA.
+    """
+    if weights.device.type != "cpu" or kernel in ("torch", "compile"):
+        function, reason = decode_step, ""
+        if kernel == "compile":
+            function, reason = compiled(decode_step, device=weights.device, dynamic=weights.device.type == "cpu")
+        captured = graphs and weights.device.type == "cuda"
+        name = "compiled" if function is not decode_step else "torch"
+        remark = f"{name} step{' in CUDA graphs' if captured else ''}" + (f" ({reason})" if reason else "")
+        return TorchStep(weights, watch, disable=not captured, function=function), remark
+    reason = unsuitable(weights)
+    if reason:
+        return TorchStep(weights, watch), f"torch step: {reason}"
+    if kernel == "numba":
+        return CpuStep(weights, watch), "numba step"
+    choice = fastest(weights)
+    return ChosenStep(choice, weights, watch), choice.remark
+
+
+def fastest(weights: Weights) -> Choice:
+    """Measure the implementations on the first layers of ``weights``, or read what was measured before."""
+    key = _machine(weights)
+    path = cache_folder() / "steps.json"
+    known = _read(path)
+    if key not in known:
+        known[key] = measure(weights)
+        _write(path, known)
+    table = {int(rows): times for rows, times in known[key].items()}
+    names = {rows: min(times, key=times.__getitem__) for rows, times in table.items()}
+    sample = ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in sorted(table[2].items()))
+    few, many = names[2], names[max(names)]
+    remark = f"{few} step" if few == many else f"{few} step, {many} from {_crossover(names)} rows on"
+    return Choice(names, f"{remark} ({sample} ms a layer at 2 rows)")
+
+
+def _crossover(names: dict[int, str]) -> int:
+    last = names[max(names)]
+    return min(rows for rows in names if all(names[more] == last for more in names if more >= rows)) // 2 + 1
+
+
+def measure(weights: Weights) -> dict[str, dict[str, float]]:
+    """Seconds a layer by rows and implementation: the least of several runs after a warm-up."""
+    some = replace(weights, layers=weights.layers[:LAYERS])
+    table: dict[str, dict[str, float]] = {}
+    with torch.inference_mode():
+        for rows in ROWS:
+            embeds, seconds = torch.zeros(rows, some.width), {}
+            for name in ("torch", "numba"):
+                step = make_step(name, some)
+                cache = KVCache(len(some.layers), some.heads, some.head_width, step.cache_dtype, some.device)
+                cache.begin(rows)
+                cache.ensure(BUCKET)
+                cache.append(rows, BUCKET // 2)
+                seconds[name] = _seconds(partial(step, cache, embeds)) / len(some.layers)
+            table[str(rows)] = seconds
+    return table
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS + 2):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times[2:])  # whatever else the machine does only adds to it, and the result is kept for long
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept: ``$CHATTERBOX_TURBO_CACHE``, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("chatterbox_turbo", appauthor=False))
+
+
+def _machine(weights: Weights) -> str:
+    """What a measurement depends on."""
+    import numba
+
+    shape = "x".join(str(matrix.size(0)) for matrix in weights.matrices()[:4]) + f"x{weights.width}"
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":")[1].strip()
+                break
+    except OSError:
+        pass  # not Linux
+    versions = f"torch {torch.__version__}, numba {numba.__version__}"
+    return f"{processor}, {torch.get_num_threads()} threads, {weights.dtype}, {shape}, {versions}, kernels {KERNELS}"
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, content: dict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(content, indent=1))
+        scratch.replace(path)  # whole or not at all, whoever else writes
+    except OSError:
+        pass  # a read-only home: measured anew in every process
