@@ -73,17 +73,21 @@ def fresh():
 
     def get(family):
         if family not in built:
-            built[family] = synthetic.build(family, "tiny", stop_after=12)
+            built[family] = synthetic.build(family, "tiny", stop_after=None if family == "vc" else 12)
         return built[family]
 
     return get
 
 
-def spoken(model, voice):
-    """Samples with a voice that is encoded anew where nobody keeps it."""
+def spoken(model, voice, path=""):
+    """Samples with a voice that is encoded anew where nobody keeps it; of the voice encoder its embedding.
+
+    The tokens of a tiny model hardly depend on that.
+    """
     if hasattr(model, "set_target_voice"):
         return speak(model, target_voice_path=voice)
-    return speak(model, audio_prompt_path=voice)
+    samples = speak(model, audio_prompt_path=voice)
+    return model.conds.t3.speaker_emb.clone() if path == "ve" else samples
 
 
 @pytest.mark.parametrize("family, path, preset", SWAPS)
@@ -93,13 +97,13 @@ def test_the_part_that_is_there_speaks(fresh, voice, family, path, preset):
     old, new = getattr(owner, name), other(getattr(owner, name))
     try:
         turbo.apply(model, {"preset": preset, **QUIET})
-        before = spoken(model, voice)
+        before = spoken(model, voice, path)
         setattr(owner, name, new)
-        given = spoken(model, voice)
+        given = spoken(model, voice, path)
         running = model.turbo.plan.running
         assert model.turbo.renewals[-1] in str(model.turbo.report())
         turbo.revert(model)
-        expected = spoken(model, voice)
+        expected = spoken(model, voice, path)
     finally:
         turbo.revert(model)
         setattr(owner, name, old)
@@ -116,14 +120,14 @@ def test_weights_that_are_loaded_after_apply_speak(fresh, voice, path, assign):
     module = getattr(model, path)
     old = {name: value.clone() for name, value in module.state_dict().items()}
     new = {name: value.clone() for name, value in other(module).state_dict().items()}
-    before = spoken(model, voice)
+    before = spoken(model, voice, path)
     turbo.apply(model, QUIET)
     try:
-        assert snr_db(spoken(model, voice), before) > FLOOR
+        assert snr_db(spoken(model, voice, path), before) > FLOOR
         module.load_state_dict(new, assign=assign)
-        given = spoken(model, voice)
+        given = spoken(model, voice, path)
         turbo.revert(model)
-        expected = spoken(model, voice)
+        expected = spoken(model, voice, path)
     finally:
         turbo.revert(model)
         module.load_state_dict(old)
@@ -254,8 +258,8 @@ ALTERED = [
     ("english", "t3.tfmr.layers.1.mlp.up_proj", "opaque", "before"),
     ("english", "t3.tfmr.layers.0.self_attn.q_proj", "adapter", "before"),
     ("english", "t3.speech_head", "hook", "after"),
-    ("english", "s3gen.flow.encoder.encoders.0.self_attn.linear_q", "opaque", "before"),
-    ("english", "s3gen.flow.encoder.encoders.0.self_attn.linear_q", "hook", "after"),
+    ("english", "s3gen.flow.encoder.encoders.0.feed_forward.w_2", "opaque", "before"),
+    ("english", "s3gen.flow.encoder.encoders.0.feed_forward.w_2", "hook", "after"),
     ("english", "s3gen.flow.decoder.estimator.final_proj", "forward", "after"),
     ("turbo", "t3.tfmr.h.0.mlp.c_fc", "adapter", "after"),
     ("turbo", "s3gen.flow.decoder.estimator.mid_blocks.0.1.0.attn1.to_q", "parametrization", "after"),
