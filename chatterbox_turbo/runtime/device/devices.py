@@ -27,12 +27,16 @@ def device_named(name: str | torch.device) -> str:
     return name
 
 
-def upload(samples: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of an array as float32 on a device; to CUDA through pinned memory, so that the host does not wait."""
-    tensor = torch.from_numpy(np.array(samples, dtype=np.float32))
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device; to CUDA through pinned memory, so that the host does not wait."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def upload(samples: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of an array as float32 on a device; the host does not wait."""
+    return on_device(torch.from_numpy(np.array(samples, dtype=np.float32)), device)
 
 
 def download(tensor: Tensor) -> np.ndarray:
