@@ -148,8 +148,10 @@ class TokenModel:
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
         loop.backbone.begin(1, rows)
         each = [loop.backbone.admit([request.embeds], [rest + 1])]
-        for index, token in enumerate(tokens[:-1]):
-            embeds = loop.vocabulary.embed(torch.tensor([[token]], device=weight.device), [index + 1])
+        given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
+        positions = torch.arange(1, rest + 1, device=weight.device)
+        for index in range(rest):
+            embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
             each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
         return torch.cat([guide(row[None].float(), weight) for row in each])
 

@@ -97,11 +97,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids that begin and end speech, and ``embed``: tokens (N, 1), their indexes → embeddings (N, D)."""
+    """Ids that begin and end speech, and ``embed``: tokens (N, 1), their indexes (N,) int64 → embeddings (N, D)."""
 
     start: int
     stop: int
-    embed: Callable[[Tensor, list[int]], Tensor]
+    embed: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ class _Batch:
         self.logits: Tensor | None = None  # (N, rows, V) of the tokens to choose next
         self.seen: Tensor | None = None  # (N, V) bool, the ids of each history
         self.previous: Tensor | None = None  # (N, 1) int64, the newest ids
+        self.counts: Tensor | None = None  # (N,) int64, tokens chosen so far
         self.knobs: Knobs | None = None
         self.device = requests[0].embeds.device
         # the states that the stop puts back are worth keeping only where the device runs ahead
@@ -215,6 +216,7 @@ class _Batch:
         self.logits = _append(self.logits, logits.unflatten(0, (-1, self.rows)))
         self.seen = _append(self.seen, seen)
         self.previous = _append(self.previous, start)
+        self.counts = _append(self.counts, torch.zeros_like(start[:, 0]))
         self.running += some
         self.knobs = None
 
@@ -234,6 +236,7 @@ class _Batch:
                     self.seen[place] = False
         self.seen.scatter_(1, tokens, True)
         self.previous = tokens
+        self.counts += 1
         chosen = self._send(tokens, status)
         for one in self.running:
             one.count += 1
@@ -245,8 +248,8 @@ class _Batch:
         results, arrived = torch.cat([tokens, status, reasons], dim=1), None
         if self.device.type == "cuda":
             results = torch.empty_like(results, device="cpu", pin_memory=True).copy_(results, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
+            # the current stream of the model's device, which need not be the current device
+            arrived = torch.cuda.current_stream(self.device).record_event()
         states = [self._state(one.request.generator) for one in self.running] if self.keep_states else []
         return _Chosen(list(self.running), [one.count for one in self.running], results, arrived, states)
 
@@ -285,10 +288,11 @@ class _Batch:
 
     def _leave(self, place: int) -> None:
         last = len(self.running) - 1
-        for tensor in (self.logits, self.seen, self.previous):
+        for tensor in (self.logits, self.seen, self.previous, self.counts):
             if place != last:
                 tensor[place] = tensor[last]
         self.logits, self.seen, self.previous = self.logits[:last], self.seen[:last], self.previous[:last]
+        self.counts = self.counts[:last]
         self.running[place] = self.running[last]
         self.running.pop()
         self.loop.backbone.leave(place)
@@ -302,7 +306,7 @@ class _Batch:
             self._leave(self.running.index(one))
         if not self.running:
             return
-        embeds = self.loop.vocabulary.embed(self.previous, [one.count for one in self.running])
+        embeds = self.loop.vocabulary.embed(self.previous, self.counts)
         logits, attention = self.loop.backbone.step(embeds.repeat_interleave(self.rows, dim=0))
         self.logits = logits.unflatten(0, (-1, self.rows))
         if self.loop.constraint is not None:
