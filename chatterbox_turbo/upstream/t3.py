@@ -122,3 +122,9 @@ def embed_tokens(t3: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
     if is_llama(t3):
         embeds = embeds + t3.speech_pos_emb.get_fixed_embedding(positions)[0]
     return embeds
+
+
+def embedding_addresses(t3: nn.Module) -> tuple[int, ...]:
+    """Fingerprint of the memory that ``embed_tokens`` reads."""
+    tables = (t3.speech_emb.weight, t3.speech_pos_emb.emb.weight) if is_llama(t3) else (t3.speech_emb.weight,)
+    return tuple(table.data_ptr() for table in tables)
