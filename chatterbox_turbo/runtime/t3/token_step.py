@@ -49,10 +49,11 @@ class Places:
         kind = (logits.size(-1), logits.dtype, logits.device)
         return kind == self._fitting and slots <= self.slots and sequences <= self.sequences
 
+    @torch.inference_mode(False)
     def landing(self, number: int) -> tuple[Tensor, torch.cuda.Event]:
         """Pinned memory on the host for one result of all places, and an event; each number has its own."""
         while len(self._landing) <= number:
-            host = torch.empty_like(self.results, device="cpu", pin_memory=True)
+            host = torch.empty(self.results.shape, dtype=self.results.dtype, pin_memory=True)
             self._landing.append((host, torch.cuda.Event()))
         return self._landing[number]
 
