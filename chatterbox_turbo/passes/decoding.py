@@ -166,7 +166,7 @@ class TokenModel:
             backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
             # its hooks see the prefill, so it is built before; and one analyzer knows one text
             analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
-            return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer))
+            return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer, t3.device))
         if t3_weights.addresses(t3) != self._addresses:  # somebody moved or cast the weights after apply
             self.prepare()
         analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None

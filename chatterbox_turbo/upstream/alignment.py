@@ -45,8 +45,8 @@ def build_analyzer(t3: nn.Module, conditioning: int, text_length: int) -> Any | 
 class UpstreamAnalysis:
     """An analyzer as the token loop's constraint, for one request: hooks on the backbone feed it."""
 
-    def __init__(self, analyzer: Any):
-        self._analyzer = analyzer
+    def __init__(self, analyzer: Any, device: torch.device):
+        self._analyzer, self._device = analyzer, device
 
     def admit(self, start: int, length: int) -> None:
         """The analyzer knows its text from its construction."""
@@ -59,7 +59,7 @@ class UpstreamAnalysis:
 
     def reasons(self) -> Tensor:
         """None: the analyzer logs its own."""
-        return torch.zeros(1, dtype=torch.long)
+        return torch.zeros(1, dtype=torch.long, device=self._device)
 
     def leave(self, number: int) -> None:
         """The hooks end with the call (``contained``)."""

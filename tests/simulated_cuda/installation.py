@@ -41,6 +41,8 @@ def simulated_cuda(
 ) -> Iterator[Machine]:
     """``torch.cuda`` is a machine with so many alike devices in the body, of which ``current`` is this thread's.
 
+    Without gradients: autograd asks a driver for the streams of a graph's inputs, and ends the process.
+
     Args:
         tf32: products of matrices and convolutions round as TF32 does, where the switches allow it.
         machine: one of an earlier block, with the tensors that were made there.
@@ -51,7 +53,7 @@ def simulated_cuda(
     real_thread_run = threading.Thread.run
 
     def run_thread(thread: threading.Thread) -> None:
-        with execution:  # modes are a thread's own
+        with execution, torch.no_grad():  # modes are a thread's own
             real_thread_run(thread)
 
     holders = [
@@ -92,7 +94,7 @@ def simulated_cuda(
         for one in patches:
             one.start()
             started.append(one)
-        with execution:
+        with execution, torch.no_grad():
             yield machine
     finally:
         for one in reversed(started):
