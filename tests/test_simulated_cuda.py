@@ -60,12 +60,13 @@ def check(simulated, family, promise, ours: Reference, device="cuda:0") -> float
 def runners(model) -> dict[str, Any]:
     """The graph runners that work for a model, by what they run."""
     engines = model.turbo._engines
+    loop = engines.token_model and engines.token_model._static_loop
     found = {
-        "t3": engines.token_model and engines.token_model._backbone and engines.token_model._backbone._step,
-        "flow": engines.flow and engines.flow._solver,
-        "vocoder": engines.vocoder and engines.vocoder._network,
+        "t3": loop and loop._step and loop._step.runner,
+        "flow": engines.flow and engines.flow._solver.runner,
+        "vocoder": engines.vocoder and engines.vocoder._network.runner,
     }
-    return {name: one.runner for name, one in found.items() if one is not None}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 @pytest.mark.parametrize("preset", PROMISES)

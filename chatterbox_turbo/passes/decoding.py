@@ -19,9 +19,10 @@ from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning,
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
 from ..runtime.t3.sampling import SamplingParameters, guide
 from ..runtime.t3.step_choice import choose_step
-from ..runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
+from ..runtime.t3.token_loop import Loop
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, build_analyzer
@@ -86,6 +87,7 @@ class TokenModel:
         self._t3, self._section = t3, section
         self._llama = upstream_t3.is_llama(t3)
         self._backbone: StaticBackbone | None = None
+        self._static_loop: Loop | None = None  # kept with its graphs as long as the backbone is
         self._addresses: Any = None
         self._watch = t3_weights.watched_heads(t3)
         self.calls = Switch(self.speak)
@@ -98,6 +100,7 @@ class TokenModel:
             laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
             step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
         self._backbone, self._addresses = StaticBackbone(weights, step), t3_weights.addresses(self._t3)
+        self._static_loop = None
         if laid:
             remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
         return remark
@@ -106,7 +109,7 @@ class TokenModel:
         """Give the memory of the static backbone back."""
         if self._backbone is not None:
             self._backbone.release()
-        self._backbone = None
+        self._backbone = self._static_loop = None
 
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
@@ -148,8 +151,10 @@ class TokenModel:
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
         loop.backbone.begin(1, rows)
         each = [loop.backbone.admit([request.embeds], [rest + 1])]
-        for index, token in enumerate(tokens[:-1]):
-            embeds = loop.vocabulary.embed(torch.tensor([[token]], device=weight.device), [index + 1])
+        given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
+        positions = torch.arange(1, rest + 1, device=weight.device)
+        for index in range(rest):
+            embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
             each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
         return torch.cat([guide(row[None].float(), weight) for row in each])
 
@@ -159,6 +164,7 @@ class TokenModel:
             upstream_t3.start_token(t3),
             upstream_t3.stop_token(t3),
             lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
+            lambda: upstream_t3.embedding_addresses(t3),
         )
         procedure = GUIDED if self._llama else UNGUIDED
         if self._backbone is None:
@@ -166,11 +172,14 @@ class TokenModel:
             backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
             # its hooks see the prefill, so it is built before; and one analyzer knows one text
             analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
-            return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer, t3.device))
+            return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer))
         if t3_weights.addresses(t3) != self._addresses:  # somebody moved or cast the weights after apply
             self.prepare()
-        analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
-        return Loop(self._backbone, procedure, vocabulary, analysis, LAG if t3.device.type == "cuda" else 0)
+        if self._static_loop is None:
+            analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
+            lag = LAG if t3.device.type == "cuda" else 0
+            self._static_loop = Loop(self._backbone, procedure, vocabulary, analysis, lag)
+        return self._static_loop
 
     def _guided_request(
         self,

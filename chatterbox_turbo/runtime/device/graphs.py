@@ -6,7 +6,7 @@ import functools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +48,15 @@ class GraphRunner:
     Args:
         function: (key, \\*inputs) → tensor or tuple of tensors. Only CUDA work on the inputs and on static state
             that it closes over (weights, a cache), of shapes that ``key`` decides; no host sync, no random
-            numbers. The first call of a key runs it several times on the same inputs, so it is idempotent: it
-            writes to positions that are inputs, and counts nothing. State that it writes is allocated outside
+            numbers. The first call of a key runs it several times on the same inputs, so it is idempotent, apart from
+            what ``changes`` names. State that it writes is allocated outside
             of ``torch.inference_mode``.
         disable: call the function directly (CPU, or graphs switched off); all checks stay.
         addresses: fingerprint of the static state (``data_ptr`` and dtype of weights and cache), taken before
             each call; when it changes, all graphs are dropped.
+        device: where it runs, if it is called without inputs.
+        changes: static tensors that the function changes otherwise than by writing to positions that are inputs. They
+            are put back after the runs before a capture, so that a first call counts once.
         max_graphs: the least recently used graph beyond this number is dropped; at least 1.
         warmup: runs before a capture, at least 1: libraries and compilers initialize themselves there.
         pool: the graphs to share memory with: one set for several runners, never two of them at work at once.
@@ -78,11 +81,14 @@ class GraphRunner:
         max_graphs: int = 16,
         warmup: int = 2,
         pool: weakref.WeakSet | None = None,
+        device: torch.device | None = None,
+        changes: Callable[[], Sequence[Tensor]] = tuple,
     ):
         if max_graphs < 1 or warmup < 1:
             raise ValueError(f"max_graphs and warmup are at least 1, not {max_graphs} and {warmup}.")
         self._function, self._disable, self._addresses = function, disable, addresses
         self._max_graphs, self._warmup = max_graphs, warmup
+        self._device, self._changes = device, changes
         self._pool = weakref.WeakSet() if pool is None else pool
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._fingerprint: Hashable = None
@@ -95,7 +101,7 @@ class GraphRunner:
         return [key for key in self._entries if key not in self.fallbacks]
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Outputs:
-        """Outputs of the function for ``inputs``: at least one tensor, all on one device.
+        """Outputs of the function for ``inputs``, all on one device; at least one where the runner has no device.
 
         They are static buffers: the next call of this runner, whatever its key, or of another one on the same pool
         overwrites them. Clone what has to outlive it.
@@ -104,8 +110,8 @@ class GraphRunner:
             GraphCallError: an input is no tensor, or of another shape, dtype or device than at the first call
                 of ``key``; the function returns something else than tensors; graphs are on without CUDA.
         """
-        specs = _specs(inputs, self._disable)
-        device = inputs[0].device
+        specs = _specs(inputs, self._disable, self._device)
+        device = inputs[0].device if inputs else self._device
         # ordinary buffers can be written inside and outside of inference mode, inference buffers only inside
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             fingerprint = self._addresses()
@@ -151,6 +157,7 @@ class GraphRunner:
             stream, current = _side_stream(device), torch.cuda.current_stream(device)
             try:
                 static = tuple(torch.empty_like(one).copy_(one) for one in inputs)
+                kept = [(one, one.clone()) for one in self._changes()]
                 stream.wait_stream(current)
                 try:
                     with torch.cuda.stream(stream):
@@ -158,6 +165,8 @@ class GraphRunner:
                             self._run(key, static)
                 finally:
                     current.wait_stream(stream)
+                    for one, before in kept:
+                        one.copy_(before)
                 # the allocator refuses a handle whose last graph is gone
                 handle = next((one.pool() for one in self._pool), None) or torch.cuda.graph_pool_handle()
                 graph = torch.cuda.CUDAGraph()
@@ -206,8 +215,10 @@ def _clear(*held: dict) -> None:
         one.clear()
 
 
-def _specs(inputs: tuple, disable: bool) -> list:
+def _specs(inputs: tuple, disable: bool, device: torch.device | None) -> list:
     """(shape, dtype, device) of every input, if a graph can take them."""
+    if not inputs and device is not None:
+        return []
     if not inputs:
         raise GraphCallError("A graph needs at least one input tensor.", "Its device is the graph's.")
     for index, one in enumerate(inputs):

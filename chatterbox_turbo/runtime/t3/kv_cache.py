@@ -80,9 +80,13 @@ class KVCache:
         self.lengths += [length] * rows
         self.device_lengths[first : first + rows] = length
 
+    def count(self, rows: int) -> None:
+        """On the device, one position more in those of the first rows that are in use."""
+        lengths = self.device_lengths[:rows]
+        lengths += lengths > 0
+
     def advance(self) -> None:
-        """One position more in every row in use."""
-        self.device_lengths[: self.rows] += 1
+        """The same on the host."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def drop(self, first: int, rows: int) -> None:
