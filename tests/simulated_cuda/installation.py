@@ -88,7 +88,7 @@ def simulated_cuda(
     cudnn, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False  # its tests of tensors ask the driver
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # ``Module.to`` puts shells in place
-    package_graphs._side_stream.cache_clear()
+    _forget_streams()
     started = []
     try:
         for one in patches:
@@ -101,7 +101,12 @@ def simulated_cuda(
             one.stop()
         torch.backends.cudnn.enabled = cudnn
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
-        package_graphs._side_stream.cache_clear()
+        _forget_streams()
+
+
+def _forget_streams() -> None:
+    package_graphs._side_stream.cache_clear()
+    package_graphs._last_streams.clear()
 
 
 class _AnyGenerator(type):
@@ -118,8 +123,10 @@ class _Generator(torch.Generator, metaclass=_AnyGenerator):
 
 
 class _Properties:
-    name, major, minor = "Simulated", 9, 0
-    total_memory, multi_processor_count = 80 * 2**30, 132
+    name, major, minor, multi_processor_count = "Simulated", 9, 0, 132
+
+    def __init__(self, memory: int):
+        self.total_memory = memory
 
 
 def _functions(machine: Machine) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def _functions(machine: Machine) -> dict[str, Any]:
         "current_device": lambda: machine.current,
         "get_device_capability": lambda device=None: machine.capability,
         "get_device_name": lambda device=None: _Properties.name,
-        "get_device_properties": lambda device=None: _Properties,
+        "get_device_properties": lambda device=None: _Properties(machine.memory),
         "mem_get_info": lambda device=None: (60 * 2**30, 80 * 2**30),
         "memory_allocated": lambda device=None: 2**20,
         "max_memory_allocated": lambda device=None: 2**21,
