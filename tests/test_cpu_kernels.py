@@ -125,7 +125,7 @@ def test_attention_in_bf16(frames, masked):
         k, v = (x.masked_fill(~valid[:, None, :, None], 1e4) for x in (k, v))  # must not matter
     mask = None if valid is None else valid[:, None, None]
     right = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    given = flow_attention.attend(q, k, v, valid, flow_attention.Scratch())
+    given = flow_attention.attend(q, k, v, flow_attention.hiding(valid, q.dtype), flow_attention.Scratch())
     assert given.transpose(1, 2).is_contiguous() and given.dtype == torch.bfloat16
     assert snr_db(given.float(), right) > 50
 

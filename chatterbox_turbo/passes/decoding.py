@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning,
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.kv_cache import BUCKET, bucketed
 from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
 from ..runtime.t3.sampling import SamplingParameters, guide
 from ..runtime.t3.step_choice import choose_step
@@ -95,12 +97,14 @@ class TokenModel:
 
     def prepare(self) -> str:
         """Read the weights as they are now and choose a step for them; the remark for the report."""
+        self._static_loop = None  # and its graphs, before there are others
+        if self._backbone is not None:
+            self._backbone.release()
         with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
             weights = t3_weights.read(self._t3)
             laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
             step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
         self._backbone, self._addresses = StaticBackbone(weights, step), t3_weights.addresses(self._t3)
-        self._static_loop = None
         if laid:
             remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
         return remark
@@ -110,6 +114,17 @@ class TokenModel:
         if self._backbone is not None:
             self._backbone.release()
         self._backbone = self._static_loop = None
+
+    def capture(self, request: Request) -> None:
+        """Have the graphs of every length that the request may come to, and a cache that is large enough for it."""
+        backbone, first = self._backbone, request.embeds.size(1)
+        if backbone is None or not backbone.captured:
+            return
+        backbone.cache.ensure(first + request.limit)  # at once: graphs hold its addresses
+        for positions in range(bucketed(first + 1), bucketed(first + request.limit) + 1, BUCKET):
+            length = max(first, positions - BUCKET)
+            longer = request.embeds.repeat(1, -(-length // first), 1)[:, :length]
+            self.run([replace(request, embeds=longer, limit=1)])
 
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""

@@ -71,6 +71,8 @@ class Execution(TorchDispatchMode):
             found = ", ".join(f"cuda:{index}" for index in sorted(indexes))
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {found} ({name})")
         index = target if target is not None else simulated[0].index
+        if indexes - {index} or (name == "copy_" and len(indexes) > 1):
+            self.machine.note("between_devices", f"{name} {tuple(simulated[0].shape)}")
         self._check_operands(name, args, plain, index)
         if name in WAITING or (name in INDEXED and any(_is_simulated_mask(one) for one in tree_leaves(args[1]))):
             self.machine.wait(name, index)
@@ -220,6 +222,7 @@ class Execution(TorchDispatchMode):
                 machine.capturing.protect(one.inner)
         elif kernels:
             machine.count("kernels", kernels, name)
+            machine.count(f"kernels on cuda:{index}", kernels)
             machine.stream(machine.current if index is None else index).clock += 1
         with torch.inference_mode(False), torch.no_grad():
             result = compute(*inner_args, **inner_kwargs)

@@ -78,6 +78,7 @@ class Machine:
 
     def __init__(self, devices: int = 2, capability: tuple[int, int] = (9, 0)):
         self.devices, self.capability, self.tf32 = devices, capability, False
+        self.memory = 80 * 2**30
         self.total = Watch()
         self.graphs: weakref.WeakSet = weakref.WeakSet()
         self.capturing: Any = None  # the graph that is being captured

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 import threading
 import weakref
 from collections import OrderedDict
@@ -15,11 +17,15 @@ import torch
 from torch import Tensor
 
 from ...errors import TurboError, describe
+from .captures import capturing
+from .tf32 import numerics
 
 Outputs = Tensor | tuple[Tensor, ...]
 
-# one capture at a time in a process: torch's allocator and default generator know of no second one
-_capturing = threading.RLock()
+logger = logging.getLogger(__name__)
+
+_launching = threading.Lock()
+_last_streams: dict[torch.device, torch.cuda.Stream] = {}  # where the newest replay of each device went
 
 
 class GraphCallError(TurboError, ValueError):
@@ -68,8 +74,12 @@ class GraphRunner:
             ``weakref.finalize(model, runner.reset)`` the model can die. ``torch.cuda.empty_cache()`` then gives
             the memory back to the driver.
 
-    It has no lock and orders no streams: the caller holds its lock, on any thread. During a capture torch's
-    generator and allocator refuse random numbers and ``empty_cache`` to other threads: capture before serving.
+    Functions that are bound methods are held weakly: their object owns the runner, and takes its graphs along when it
+    goes, without waiting for the garbage collector. Graphs are captured anew where TF32 or deterministic algorithms
+    are switched.
+
+    It has no lock: the caller holds its own, on any thread. Replays of one device on several streams run one after
+    the other. What other threads may not do during a capture: ``captures``.
     """
 
     def __init__(
@@ -86,9 +96,9 @@ class GraphRunner:
     ):
         if max_graphs < 1 or warmup < 1:
             raise ValueError(f"max_graphs and warmup are at least 1, not {max_graphs} and {warmup}.")
-        self._function, self._disable, self._addresses = function, disable, addresses
+        self._function, self._disable, self._addresses = _held(function), disable, _held(addresses)
         self._max_graphs, self._warmup = max_graphs, warmup
-        self._device, self._changes = device, changes
+        self._device, self._changes = device, _held(changes)
         self._pool = weakref.WeakSet() if pool is None else pool
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._fingerprint: Hashable = None
@@ -114,7 +124,7 @@ class GraphRunner:
         device = inputs[0].device if inputs else self._device
         # ordinary buffers can be written inside and outside of inference mode, inference buffers only inside
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            fingerprint = self._addresses()
+            fingerprint = (self._addresses()(), numerics())
             if fingerprint != self._fingerprint:
                 self._entries.clear()
                 self._fingerprint = fingerprint
@@ -126,6 +136,7 @@ class GraphRunner:
                     outputs = self._run(key, inputs)
                     if reason:
                         self.fallbacks[key] = reason
+                        logger.warning("%r runs without a CUDA graph: %s", key, reason)
                 self._entries[key] = entry  # only now: nothing of a call that raised is kept
                 if entry.graph is None:
                     return outputs
@@ -135,11 +146,11 @@ class GraphRunner:
                 return self._run(key, inputs)
             for static, given in zip(entry.inputs, inputs, strict=True):
                 static.copy_(given)
-            entry.graph.replay()
+            _launch(entry.graph, device)
             return entry.outputs  # aliases the pool
 
     def _run(self, key: Hashable, inputs: tuple) -> Outputs:
-        outputs = self._function(key, *inputs)
+        outputs = self._function()(key, *inputs)
         for index, one in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
             if not isinstance(one, Tensor):
                 what, why = f"Output {index} is {type(one).__name__}, not a tensor.", "A replay would freeze its value."
@@ -153,11 +164,11 @@ class GraphRunner:
         graph, reason = None, ""
         if self._disable:
             return reason
-        with _capturing:
+        with capturing():
             stream, current = _side_stream(device), torch.cuda.current_stream(device)
             try:
                 static = tuple(torch.empty_like(one).copy_(one) for one in inputs)
-                kept = [(one, one.clone()) for one in self._changes()]
+                kept = [(one, one.clone()) for one in self._changes()()]
                 stream.wait_stream(current)
                 try:
                     with torch.cuda.stream(stream):
@@ -197,6 +208,20 @@ class GraphRunner:
         return reason
 
 
+def _launch(graph: Any, device: torch.device) -> None:
+    """Replay on the current stream, behind the newest replay of the device on any other.
+
+    All graphs of a device use the cuBLAS workspace of the stream that they were captured on.
+    """
+    with _launching:
+        stream = torch.cuda.current_stream(device)
+        last = _last_streams.get(device)
+        if last is not None and last != stream:
+            stream.wait_stream(last)
+        _last_streams[device] = stream
+        graph.replay()
+
+
 def _unwind(graph: Any, handle: Any, stream: torch.cuda.Stream) -> None:
     """Undo what a failed capture leaves behind in torch."""
     graph.reset()
@@ -208,6 +233,10 @@ def _unwind(graph: Any, handle: Any, stream: torch.cuda.Stream) -> None:
     healing = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local")
     with suppress(RuntimeError), torch.cuda.stream(stream), healing:
         torch.zeros(1, device=stream.device)
+
+
+def _held(function: Callable) -> Callable[[], Callable]:
+    return weakref.WeakMethod(function) if inspect.ismethod(function) else lambda: function
 
 
 def _clear(*held: dict) -> None:
