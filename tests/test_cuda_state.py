@@ -12,6 +12,7 @@ from cases import TEXT, request_for, speak
 from simulated_cuda import SimulatedTensor, simulated_cuda, unsupported
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
 from chatterbox_turbo.runtime.device.graphs import GraphRunner
 from chatterbox_turbo.runtime.device.tf32 import full_precision, tf32
 from chatterbox_turbo.runtime.device.timing import PhaseTimer
@@ -37,6 +38,8 @@ def switch(monkeypatch):
     def looked(func, name, emulated):
         if name in ("mm", "addmm", "bmm", "baddbmm"):
             seen.add(torch.backends.cuda.matmul.allow_tf32)
+            if not torch.backends.cuda.matmul.allow_tf32:
+                from simulated_cuda.machine import _place; print(_place())
         return real(func, name, emulated)
 
     monkeypatch.setattr(execution, "_on_cpu", looked)
@@ -98,7 +101,7 @@ def test_after_a_warm_up_the_first_request_captures_nothing(simulated, level):
 def test_a_checkpoint_goes_to_the_device_that_is_current(simulated, saved):
     torch.cuda.set_device(1)
     try:
-        with simulated.machine.watching() as seen:
+        with simulated.machine.watching() as seen, synthetic.architecture("tiny"):
             model = turbo.load("english", "cuda", folder=saved("english"), optimize=False)
     finally:
         torch.cuda.set_device(0)
@@ -112,14 +115,13 @@ def test_a_checkpoint_goes_to_the_device_that_is_current(simulated, saved):
 
 
 def test_half_precision_is_undone_where_the_model_is_now():
-    from chatterbox_turbo import synthetic
-
     with simulated_cuda(capability=(7, 0)):
         model = synthetic.build("english", "tiny", device="cuda:0")
         before = {name: value.cpu() for name, value in model.t3.state_dict().items()}
         turbo.apply(model, {**QUIET, "preset": "fast"})
         assert torch.float16 in {p.dtype for p in model.t3.parameters()}
-        model.t3.to("cuda:1")
+        for tensor in (*model.t3.parameters(), *model.t3.buffers()):  # as ``Module.to`` does on a real device
+            tensor.data = tensor.data.to("cuda:1")
         turbo.revert(model)
         assert {str(p.device) for p in model.t3.parameters()} == {"cuda:1"}
         assert all(torch.equal(value.cpu(), before[name]) for name, value in model.t3.state_dict().items())
