@@ -13,11 +13,12 @@ from torch import Tensor
 from .config import OptimizationConfig
 from .errors import ForeignPatchError, InvalidRequestError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
-from .passes.base import Call, Context, Scope
+from .passes.base import Call, Context, Scope, Setting, in_force
 from .plan import Plan, carry_out
 from .report import Report
+from .runtime.device.captures import computing
 from .speech.batch import speak_batch
-from .upstream.families import Parts, identify
+from .upstream.families import Parts, device_of, identify
 
 ENTRY_POINTS = ("generate", "prepare_conditionals", "set_target_voice")
 ATTRIBUTE = "turbo"
@@ -37,7 +38,7 @@ class Handle:
     def __init__(self, context: Context, plan: Plan, lock: threading.RLock, recorder: Recorder, before: dict):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
-        self._engines = context.engines
+        self._engines, self._settings = context.engines, context.settings
         self.voices = context.voices
         self._recorder = recorder
         self._before = before
@@ -94,8 +95,9 @@ class Handle:
             )
         if slots is not None and slots < 1:
             raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
-        with self.lock:
-            return speak_batch(self._parts(), self._engines, items, slots)
+        parts = self._parts()
+        with self.lock, computing(parts.device), in_force(self._settings):
+            return speak_batch(parts, self._engines, items, slots)
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
@@ -173,7 +175,7 @@ def install(context: Context, plan: Plan) -> Handle:
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:
-        entry = _Entry(lock, context.scopes, context.entry_points)
+        entry = _Entry(lock, context.scopes, context.settings, context.entry_points)
         journal.record("entry points", entry.retire)
         for name in ENTRY_POINTS:
             if callable(getattr(parts.model, name, None)):
@@ -191,8 +193,14 @@ def install(context: Context, plan: Plan) -> Handle:
 class _Entry:
     """One caller at a time: upstream keeps the voice of a call on the model itself."""
 
-    def __init__(self, lock: threading.RLock, scopes: list[Scope], instead: dict[str, Callable[..., Any]]):
-        self.lock, self.scopes, self.instead = lock, scopes, instead
+    def __init__(
+        self,
+        lock: threading.RLock,
+        scopes: list[Scope],
+        settings: list[Setting],
+        instead: dict[str, Callable[..., Any]],
+    ):
+        self.lock, self.scopes, self.settings, self.instead = lock, scopes, settings, instead
         self.recorder: Recorder | None = None
         self.retired = False
 
@@ -201,15 +209,16 @@ class _Entry:
         self.retired = True
 
     def guard(self, wrapped, instance, args, kwargs):
-        with self.lock:
+        with self.lock, computing(device_of(instance)):
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
             return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
-        with self.lock, ExitStack() as stack:
+        with self.lock, computing(device_of(instance)), ExitStack() as stack:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
+            stack.enter_context(in_force(self.settings))
             call = Call(args, kwargs)
             if self.recorder is not None:
                 stack.enter_context(self.recorder.recording())

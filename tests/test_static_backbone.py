@@ -253,6 +253,7 @@ def test_rows_of_the_cache_grow_move_and_leave():
     cache.drop(0, 2)
     assert cache.lengths == [2, 1] and cache.device_lengths.tolist() == [2, 1, 0, 0]
     assert cache.keys[0, :2, 0, 0].flatten().tolist() == [3, 3, 3, 3, 4, 4, 4, 4]
+    cache.count(4)
     cache.advance()
     assert cache.lengths == [3, 2] and cache.device_lengths.tolist() == [3, 2, 0, 0]
     cache.drop(1, 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,16 @@ class Call:
 
 
 Scope = Callable[[Call], AbstractContextManager]
+Setting = Callable[[], AbstractContextManager]
+
+
+@contextmanager
+def in_force(settings: Sequence[Setting]) -> Iterator[None]:
+    """All of them around the body, the first outermost."""
+    with ExitStack() as stack:
+        for setting in settings:
+            stack.enter_context(setting())
+        yield
 
 
 Arguments = tuple[tuple, dict[str, Any]]  # of a call: positional, by name
@@ -68,7 +78,8 @@ class Context:
     """The model that a pass works on, and the only ways in which it may change it.
 
     ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
-    scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
+    scope may replace ``call.result`` after its ``yield``. ``settings`` for what is process-wide and rules whatever the
+    model computes: calls, batches, a warm-up. ``applied``: names of the passes carried out so far.
     ``engines``: what passes have put in place for batches. ``entry_points``: what runs in place of one of upstream's
     (by name, except ``generate``), with its arguments and under the model's lock. ``voices``: encoded voices, once a
     pass keeps them.
@@ -78,6 +89,7 @@ class Context:
     config: OptimizationConfig
     journal: Journal = field(default_factory=Journal)
     scopes: list[Scope] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     engines: Engines = field(default_factory=Engines)
     entry_points: dict[str, Callable[..., Any]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning,
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.kv_cache import BUCKET, bucketed
+from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
 from ..runtime.t3.sampling import SamplingParameters, guide
 from ..runtime.t3.step_choice import choose_step
-from ..runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
+from ..runtime.t3.token_loop import Loop
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, build_analyzer
@@ -86,6 +89,7 @@ class TokenModel:
         self._t3, self._section = t3, section
         self._llama = upstream_t3.is_llama(t3)
         self._backbone: StaticBackbone | None = None
+        self._static_loop: Loop | None = None  # kept with its graphs as long as the backbone is
         self._addresses: Any = None
         self._watch = t3_weights.watched_heads(t3)
         self.calls = Switch(self.speak)
@@ -93,6 +97,9 @@ class TokenModel:
 
     def prepare(self) -> str:
         """Read the weights as they are now and choose a step for them; the remark for the report."""
+        self._static_loop = None  # and its graphs, before there are others
+        if self._backbone is not None:
+            self._backbone.release()
         with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
             weights = t3_weights.read(self._t3)
             laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
@@ -106,7 +113,18 @@ class TokenModel:
         """Give the memory of the static backbone back."""
         if self._backbone is not None:
             self._backbone.release()
-        self._backbone = None
+        self._backbone = self._static_loop = None
+
+    def capture(self, request: Request) -> None:
+        """Have the graphs of every length that the request may come to, and a cache that is large enough for it."""
+        backbone, first = self._backbone, request.embeds.size(1)
+        if backbone is None or not backbone.captured:
+            return
+        backbone.cache.ensure(first + request.limit)  # at once: graphs hold its addresses
+        for positions in range(bucketed(first + 1), bucketed(first + request.limit) + 1, BUCKET):
+            length = max(first, positions - BUCKET)
+            longer = request.embeds.repeat(1, -(-length // first), 1)[:, :length]
+            self.run([replace(request, embeds=longer, limit=1)])
 
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
@@ -148,8 +166,10 @@ class TokenModel:
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
         loop.backbone.begin(1, rows)
         each = [loop.backbone.admit([request.embeds], [rest + 1])]
-        for index, token in enumerate(tokens[:-1]):
-            embeds = loop.vocabulary.embed(torch.tensor([[token]], device=weight.device), [index + 1])
+        given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
+        positions = torch.arange(1, rest + 1, device=weight.device)
+        for index in range(rest):
+            embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
             each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
         return torch.cat([guide(row[None].float(), weight) for row in each])
 
@@ -159,6 +179,7 @@ class TokenModel:
             upstream_t3.start_token(t3),
             upstream_t3.stop_token(t3),
             lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
+            lambda: upstream_t3.embedding_addresses(t3),
         )
         procedure = GUIDED if self._llama else UNGUIDED
         if self._backbone is None:
@@ -169,8 +190,11 @@ class TokenModel:
             return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer))
         if t3_weights.addresses(t3) != self._addresses:  # somebody moved or cast the weights after apply
             self.prepare()
-        analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
-        return Loop(self._backbone, procedure, vocabulary, analysis, LAG if t3.device.type == "cuda" else 0)
+        if self._static_loop is None:
+            analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
+            lag = LAG if t3.device.type == "cuda" else 0
+            self._static_loop = Loop(self._backbone, procedure, vocabulary, analysis, lag)
+        return self._static_loop
 
     def _guided_request(
         self,

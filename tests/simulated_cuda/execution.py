@@ -71,16 +71,20 @@ class Execution(TorchDispatchMode):
             found = ", ".join(f"cuda:{index}" for index in sorted(indexes))
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {found} ({name})")
         index = target if target is not None else simulated[0].index
+        if indexes - {index} or (name == "copy_" and len(indexes) > 1):
+            self.machine.note("between_devices", f"{name} {tuple(simulated[0].shape)}")
         self._check_operands(name, args, plain, index)
         if name in WAITING or (name in INDEXED and any(_is_simulated_mask(one) for one in tree_leaves(args[1]))):
             self.machine.wait(name, index)
         if name in RANDOM:
             func, args, kwargs = self._with_generator(func, name, args, kwargs, index)
+        pinned = kwargs.get("pin_memory") and target is None and device is not None
         kwargs = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "device")}
         if device is not None and any(a.name == "device" for a in func._schema.arguments):
             kwargs["device"] = torch.device("cpu")
         result_index = index if device is None or target is not None else None
-        return self._launch(func, name, args, kwargs, result_index)
+        result = self._launch(func, name, args, kwargs, result_index)
+        return self.pin(result, GARBAGE) if pinned else result
 
     def attention(
         self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
@@ -220,6 +224,7 @@ class Execution(TorchDispatchMode):
                 machine.capturing.protect(one.inner)
         elif kernels:
             machine.count("kernels", kernels, name)
+            machine.count(f"kernels on cuda:{index}", kernels)
             machine.stream(machine.current if index is None else index).clock += 1
         with torch.inference_mode(False), torch.no_grad():
             result = compute(*inner_args, **inner_kwargs)

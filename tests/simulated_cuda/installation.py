@@ -41,6 +41,8 @@ def simulated_cuda(
 ) -> Iterator[Machine]:
     """``torch.cuda`` is a machine with so many alike devices in the body, of which ``current`` is this thread's.
 
+    Without gradients: autograd asks a driver for the streams of a graph's inputs, and ends the process.
+
     Args:
         tf32: products of matrices and convolutions round as TF32 does, where the switches allow it.
         machine: one of an earlier block, with the tensors that were made there.
@@ -51,7 +53,7 @@ def simulated_cuda(
     real_thread_run = threading.Thread.run
 
     def run_thread(thread: threading.Thread) -> None:
-        with execution:  # modes are a thread's own
+        with execution, torch.no_grad():  # modes are a thread's own
             real_thread_run(thread)
 
     holders = [
@@ -86,20 +88,25 @@ def simulated_cuda(
     cudnn, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False  # its tests of tensors ask the driver
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # ``Module.to`` puts shells in place
-    package_graphs._side_stream.cache_clear()
+    _forget_streams()
     started = []
     try:
         for one in patches:
             one.start()
             started.append(one)
-        with execution:
+        with execution, torch.no_grad():
             yield machine
     finally:
         for one in reversed(started):
             one.stop()
         torch.backends.cudnn.enabled = cudnn
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
-        package_graphs._side_stream.cache_clear()
+        _forget_streams()
+
+
+def _forget_streams() -> None:
+    package_graphs._side_stream.cache_clear()
+    package_graphs._last_streams.clear()
 
 
 class _AnyGenerator(type):
@@ -116,8 +123,10 @@ class _Generator(torch.Generator, metaclass=_AnyGenerator):
 
 
 class _Properties:
-    name, major, minor = "Simulated", 9, 0
-    total_memory, multi_processor_count = 80 * 2**30, 132
+    name, major, minor, multi_processor_count = "Simulated", 9, 0, 132
+
+    def __init__(self, memory: int):
+        self.total_memory = memory
 
 
 def _functions(machine: Machine) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def _functions(machine: Machine) -> dict[str, Any]:
         "current_device": lambda: machine.current,
         "get_device_capability": lambda device=None: machine.capability,
         "get_device_name": lambda device=None: _Properties.name,
-        "get_device_properties": lambda device=None: _Properties,
+        "get_device_properties": lambda device=None: _Properties(machine.memory),
         "mem_get_info": lambda device=None: (60 * 2**30, 80 * 2**30),
         "memory_allocated": lambda device=None: 2**20,
         "max_memory_allocated": lambda device=None: 2**21,

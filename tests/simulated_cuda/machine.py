@@ -78,6 +78,7 @@ class Machine:
 
     def __init__(self, devices: int = 2, capability: tuple[int, int] = (9, 0)):
         self.devices, self.capability, self.tf32 = devices, capability, False
+        self.memory = 80 * 2**30
         self.total = Watch()
         self.graphs: weakref.WeakSet = weakref.WeakSet()
         self.capturing: Any = None  # the graph that is being captured
@@ -178,7 +179,7 @@ class Machine:
             self._forbidden -= 1
 
     def fail_captures(self, number: int) -> None:
-        """So many captures from now on fail at their first kernel."""
+        """So many captures from now on fail at their second operation."""
         self._failures = number
 
     def capture_fails(self) -> bool:

@@ -29,6 +29,13 @@ def device_named(name: str | torch.device) -> str:
     return name
 
 
+def with_index(device: torch.device) -> torch.device:
+    """The same device whatever becomes the current one: ``cuda`` is this thread's current CUDA device."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A host tensor on a device; to CUDA through pinned memory, so that the host does not wait."""
     if device.type == "cuda":
