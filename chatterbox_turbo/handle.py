@@ -16,12 +16,13 @@ from torch import Tensor
 from .config import OptimizationConfig
 from .errors import ForeignPatchError, InvalidRequestError, TurboError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
-from .passes.base import Call, Context, Pass, Scope
+from .passes.base import Call, Context, Pass, Scope, Setting, in_force
 from .patching import Journal
 from .plan import Plan, build_plan, carry_out
 from .report import Report
+from .runtime.device.captures import computing
 from .speech.batch import speak_batch
-from .upstream.families import Parts, identify
+from .upstream.families import Parts, device_of, identify
 from .upstream.structure import Structure
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Handle:
     def __init__(self, context: Context, plan: Plan, lock: threading.RLock, entry: _Entry, before: dict):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
-        self._engines = context.engines
+        self._engines, self._settings = context.engines, context.settings
         self._remarks = context.remarks
         self.voices = context.voices
         self._entry = entry
@@ -113,7 +114,9 @@ class Handle:
         with self.lock:
             self._entry.refresh()
             now = handle_of(self._parts().model)
-            return speak_batch(now._parts(), now._engines, items, slots)
+            parts = now._parts()
+            with computing(parts.device), in_force(now._settings):
+                return speak_batch(parts, now._engines, items, slots)
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
@@ -185,6 +188,17 @@ def revert(model: Any) -> Any:
     return model
 
 
+def refresh(model: Any) -> None:
+    """Apply the configuration again now, where the next call would: a part was replaced or a function patched since.
+
+    Raises:
+        TurboError: it cannot be applied to what the model is now.
+    """
+    if handle_of(model) is not None:
+        with lock_of(model):
+            handle_of(model)._entry.refresh()
+
+
 def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handle:
     """Plan a configuration, take back what is applied, and apply it; all of it, or nothing.
 
@@ -222,7 +236,7 @@ def install(context: Context, plan: Plan) -> Handle:
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:
-        entry = _Entry(lock, context.scopes, context.entry_points)
+        entry = _Entry(lock, context.scopes, context.settings, context.entry_points)
         journal.record("entry points", entry.retire)
         for name in ENTRY_POINTS:
             if callable(getattr(parts.model, name, None)):
@@ -241,8 +255,14 @@ def install(context: Context, plan: Plan) -> Handle:
 class _Entry:
     """One caller at a time: upstream keeps the voice of a call on the model itself."""
 
-    def __init__(self, lock: threading.RLock, scopes: list[Scope], instead: dict[str, Callable[..., Any]]):
-        self.lock, self.scopes, self.instead = lock, scopes, instead
+    def __init__(
+        self,
+        lock: threading.RLock,
+        scopes: list[Scope],
+        settings: list[Setting],
+        instead: dict[str, Callable[..., Any]],
+    ):
+        self.lock, self.scopes, self.settings, self.instead = lock, scopes, settings, instead
         self.recorder: Recorder | None = None
         self.structure: Structure | None = None
         self.handle: Handle | None = None
@@ -266,15 +286,16 @@ class _Entry:
             _renew(self.handle, change)
 
     def guard(self, wrapped, instance, args, kwargs):
-        with self._inside():
+        with self._inside(), computing(device_of(instance)):
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
             return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
-        with self._inside(), ExitStack() as stack:
+        with self._inside(), computing(device_of(instance)), ExitStack() as stack:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
+            stack.enter_context(in_force(self.settings))
             call = Call(args, kwargs)
             if self.recorder is not None:
                 stack.enter_context(self.recorder.recording())

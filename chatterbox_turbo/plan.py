@@ -153,6 +153,7 @@ def carry_out(plan: Plan, context: Context) -> Plan:
                 context.applied.append(p.name)
     except BaseException:
         context.scopes.clear()
+        context.settings.clear()
         context.journal.undo()
         raise
     return replace(plan, steps=tuple(steps))

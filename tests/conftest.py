@@ -57,6 +57,50 @@ def model(models, request):
     turbo.revert(built)
 
 
+class SimulatedModels:
+    """``get(family, device)``: a tiny model with a voice on the simulated machine, built once a session."""
+
+    def __init__(self, machine):
+        self.machine, self._built, self.used = machine, {}, []
+
+    def get(self, family: str, device: str = "cuda:0"):
+        from chatterbox_turbo import synthetic
+
+        if (family, device) not in self._built:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                stop_after = None if family == "vc" else 14  # every operation takes longer than on a CPU
+                self._built[family, device] = synthetic.build(family, "tiny", device=device, stop_after=stop_after)
+        self.used.append(self._built[family, device])
+        return self._built[family, device]
+
+
+@pytest.fixture(scope="session")
+def _simulated_models():
+    from simulated_cuda import Machine
+
+    return SimulatedModels(Machine())
+
+
+@pytest.fixture
+def simulated(_simulated_models):
+    """``simulated.machine`` in the place of ``torch.cuda``, and models on it (``get``), reverted afterwards."""
+    from simulated_cuda import simulated_cuda, unsupported
+
+    import chatterbox_turbo as turbo
+
+    if unsupported():
+        pytest.skip(unsupported())
+    with simulated_cuda(machine=_simulated_models.machine):
+        _simulated_models.machine.forget()
+        try:
+            yield _simulated_models
+        finally:
+            for model in _simulated_models.used:
+                turbo.revert(model)
+            _simulated_models.used.clear()
+
+
 @pytest.fixture
 def english(models):
     import chatterbox_turbo as turbo

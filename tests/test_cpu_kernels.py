@@ -125,7 +125,7 @@ def test_attention_in_bf16(frames, masked):
         k, v = (x.masked_fill(~valid[:, None, :, None], 1e4) for x in (k, v))  # must not matter
     mask = None if valid is None else valid[:, None, None]
     right = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    given = flow_attention.attend(q, k, v, valid, flow_attention.Scratch())
+    given = flow_attention.attend(q, k, v, flow_attention.hiding(valid, q.dtype), flow_attention.Scratch())
     assert given.transpose(1, 2).is_contiguous() and given.dtype == torch.bfloat16
     assert snr_db(given.float(), right) > 50
 
@@ -143,7 +143,7 @@ def test_flow_matching_in_bf16_attends_by_the_kernel_alone(models, monkeypatch):
         assert len(called) == 1
         monkeypatch.setattr(torch, "bmm", None)
         monkeypatch.setattr(F, "scaled_dot_product_attention", None)
-        solver = model.turbo._engines.flow._solver
+        solver = model.turbo._engines.flow.solver
         x = torch.randn(1, 80, 20)
         projections = torch.zeros(2, len(solver.weights.stages), solver.weights.stages[0].resnet.first.weight.size(0))
         solver.solve(x, torch.linspace(0, 1, 3), projections, x, torch.randn(1, 80), x, guidance=0.7)

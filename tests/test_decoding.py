@@ -13,9 +13,10 @@ from chatterbox_turbo.errors import DecodingError, InvalidRequestError, SpeechTr
 from chatterbox_turbo.measure.fidelity import compare, sample, snr_db
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from chatterbox_turbo.runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
 from chatterbox_turbo.runtime.t3.sampling import SamplingParameters
 from chatterbox_turbo.runtime.t3.step_choice import choose_step
-from chatterbox_turbo.runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
+from chatterbox_turbo.runtime.t3.token_loop import Loop
 from chatterbox_turbo.upstream import t3 as upstream_t3
 from chatterbox_turbo.upstream import t3_weights
 
@@ -310,6 +311,8 @@ def test_logits_that_are_not_numbers_name_step_and_request(fused):
     class Broken:
         """The torch step, until one row of one step is not a number."""
 
+        captured = False
+
         def __init__(self, step):
             self.step, self.calls = step, 0
 
@@ -334,6 +337,7 @@ def test_an_exhausted_request_ends_without_a_token_where_the_family_says_so(fuse
         def __init__(self):
             self.steps = 0
 
+        def begin(self, requests): ...
         def admit(self, start, length): ...
         def observe(self, attention): ...
         def leave(self, number): ...

@@ -12,7 +12,6 @@ from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
 from chatterbox_turbo.measure.fidelity import compare, snr_db
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.cpu import onednn as products
-from chatterbox_turbo.runtime.s3gen import flow_solver
 from chatterbox_turbo.runtime.s3gen.flow_solver import FlowSolver, schedule
 from chatterbox_turbo.upstream import flow_weights
 
@@ -84,10 +83,10 @@ def test_lengths_that_a_graph_pads_give_the_same(fused, monkeypatch):
     plain = ours(model, *given, 2)
     with torch.inference_mode(False):
         solver = FlowSolver(flow_weights.read(model.s3gen))
-    solver._bucket = flow_solver.BUCKET  # what graphs ask for, without graphs
+    solver.longest, solver.pays_after = FlowSolver.longest, 0  # what graphs ask for, without graphs
     monkeypatch.setattr("test_flow.FlowSolver", lambda weights: solver)
     assert snr_db(ours(model, *given, 2), plain) > 100
-    assert solver.runner.captured == [(2, 128, 1, True)]
+    assert solver.runner.captured == [(80, 2, 1, True)]
 
 
 def test_half_of_the_steps_guided(fused):
@@ -107,7 +106,7 @@ def test_half_of_the_steps_guided(fused):
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("dtype, floor", [(torch.float32, 110), (torch.bfloat16, 30)])
 def test_attention_by_every_route_of_torch(monkeypatch, onednn, dtype, floor):
-    from chatterbox_turbo.runtime.s3gen.attention import attend
+    from chatterbox_turbo.runtime.s3gen.attention import attend, hiding
     from chatterbox_turbo.runtime.s3gen.scratch import Scratch
 
     monkeypatch.setattr("chatterbox_turbo.runtime.s3gen.attention._kernels", lambda: None)
@@ -117,7 +116,7 @@ def test_attention_by_every_route_of_torch(monkeypatch, onednn, dtype, floor):
     for valid in (None, torch.arange(40) < torch.tensor([[40], [17]])):
         mask = None if valid is None else valid[:, None, None]
         expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        given = attend(q.to(dtype), k.to(dtype), v.to(dtype), valid, Scratch())
+        given = attend(q.to(dtype), k.to(dtype), v.to(dtype), hiding(valid, dtype), Scratch())
         assert snr_db(given.float(), expected) > floor
 
 

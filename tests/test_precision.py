@@ -13,8 +13,8 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
 from chatterbox_turbo.measure.benchmark import t3_bytes
 from chatterbox_turbo.measure.divergence import token_divergence
-from chatterbox_turbo.passes.base import Call, Context
-from chatterbox_turbo.passes.precision import PrecisionPass, scope
+from chatterbox_turbo.passes.base import Context
+from chatterbox_turbo.passes.precision import PrecisionPass
 from chatterbox_turbo.runtime.device import half_precision
 from chatterbox_turbo.runtime.device.half_precision import best_format, cast
 from chatterbox_turbo.runtime.device.tf32 import _switches, tf32
@@ -41,7 +41,7 @@ def test_on_a_cpu_it_is_skipped_with_the_reason(english):
 def test_the_switches_are_put_back_also_after_an_exception():
     before = values()
     assert before != wanted()
-    with pytest.raises(KeyError), scope(Call((), {})):
+    with pytest.raises(KeyError), tf32():
         assert values() == wanted()
         raise KeyError
     assert values() == before

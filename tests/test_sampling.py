@@ -30,6 +30,13 @@ def knobs(**values) -> Knobs:
     return Knobs([SamplingParameters(**{**off, **values})], torch.float32, torch.device("cpu"))
 
 
+def draw(x, generators, greedy=()) -> torch.Tensor:
+    """Random numbers for as many rows as there are generators."""
+    noise = torch.ones_like(x)
+    sampling.fill_noise(noise, generators, greedy)
+    return noise
+
+
 def keep_min_p(x, value):
     return sampling.keep_min_p(x, knobs(min_p=value).min_p)
 
@@ -77,13 +84,15 @@ def test_requests_with_other_knobs_in_one_batch_change_nothing(seed):
     for order in (sampling.filter_guided, sampling.filter_unguided):
         guided = sampling.guide(pair, together.guidance)
         filtered = order(guided, seen, together)
-        ours, _ = sampling.sample(filtered, together, [torch.Generator().manual_seed(n) for n in range(4)])
+        ours, _ = sampling.sample(
+            filtered, together, draw(filtered, [torch.Generator().manual_seed(n) for n in range(4)])
+        )
         for n, parameters in enumerate(table):
             alone = Knobs([parameters], torch.float32, torch.device("cpu"))
             assert torch.equal(sampling.guide(pair[n : n + 1], alone.guidance), guided[n : n + 1])
             row = order(guided[n : n + 1], seen[n : n + 1], alone)
             assert torch.equal(torch.softmax(row, -1), torch.softmax(filtered[n : n + 1], -1))
-            token, _ = sampling.sample(row, alone, [torch.Generator().manual_seed(n)])
+            token, _ = sampling.sample(row, alone, draw(row, [torch.Generator().manual_seed(n)]))
             assert torch.equal(token, ours[n : n + 1])
 
 
@@ -93,7 +102,8 @@ def test_drawing_equals_multinomial_and_takes_as_many_random_numbers(seed):
     torch.manual_seed(seed)
     expected, after = torch.multinomial(probabilities, 1), torch.rand(1)
     torch.manual_seed(seed)
-    assert torch.equal(sampling.draw(probabilities, [None]), expected) and torch.equal(torch.rand(1), after)
+    ours = sampling.draw(probabilities, draw(probabilities, [None]))
+    assert torch.equal(ours, expected) and torch.equal(torch.rand(1), after)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -122,11 +132,13 @@ def test_temperature_zero_is_greedy_and_draws_nothing():
     torch.manual_seed(0)
     state = torch.random.get_rng_state()
     x = torch.tensor([[0.1, 3.0, 2.0]])
-    token, status = sampling.sample(x, knobs(temperature=0.0), [None])
+    greedy = knobs(temperature=0.0)
+    token, status = sampling.sample(x, greedy, draw(x, [None], greedy.greedy))
     assert (token.tolist(), status.tolist()) == ([[1]], [[sampling.DRAWN]])
     assert torch.equal(torch.random.get_rng_state(), state)
     both = Knobs([SamplingParameters(0.0), SamplingParameters(1.0)], torch.float32, torch.device("cpu"))
-    tokens, _ = sampling.sample(torch.cat([x, x]), both, [None, torch.Generator().manual_seed(3)])
+    two = torch.cat([x, x])
+    tokens, _ = sampling.sample(two, both, draw(two, [None, torch.Generator().manual_seed(3)], both.greedy))
     assert tokens[0].item() == 1 and torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -142,7 +154,7 @@ def test_temperature_zero_is_greedy_and_draws_nothing():
 def test_what_cannot_be_drawn_is_told_by_the_status_of_its_row_alone(row, status):
     x = torch.tensor([[0.0, 1.0, 2.0], row])
     both = Knobs([SamplingParameters()] * 2, torch.float32, torch.device("cpu"))
-    assert sampling.sample(x, both, [None, None])[1].tolist() == [[sampling.DRAWN], [status]]
+    assert sampling.sample(x, both, draw(x, [None, None]))[1].tolist() == [[sampling.DRAWN], [status]]
 
 
 @pytest.mark.parametrize(

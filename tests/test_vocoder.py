@@ -16,8 +16,9 @@ from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.passes.base import Context
 from chatterbox_turbo.passes.vocoder import Vocoder, VocoderPass
 from chatterbox_turbo.runtime.s3gen import vocoder_network
+from chatterbox_turbo.runtime.s3gen.graphed import bucketed
 from chatterbox_turbo.runtime.s3gen.vocoder import synthesize
-from chatterbox_turbo.runtime.s3gen.vocoder_network import BUCKET, Network
+from chatterbox_turbo.runtime.s3gen.vocoder_network import Network
 from chatterbox_turbo.upstream import vocoder_weights
 from chatterbox_turbo.upstream.families import identify
 from chatterbox_turbo.upstream.patch_points import LLAMA
@@ -115,7 +116,7 @@ def networks(models):
     """The network as it is, and as graphs ask for: with lengths padded, but without graphs."""
     weights = vocoder_weights.read(models(LLAMA[0]).s3gen.mel2wav, fold=False)
     plain, padding = Network(weights.network), Network(weights.network)
-    padding._bucket = BUCKET
+    padding.longest, padding.pays_after = Network.longest, 0
     return plain, padding
 
 
@@ -132,8 +133,7 @@ def test_lengths_that_a_graph_pads_give_the_same(networks, frames):
     given, expected = through(padding, frames), through(plain, frames)
     assert given.shape == expected.shape == (1, 18, 120 * frames + 1)
     assert snr_db(given, expected) > 120
-    total = -(-frames // BUCKET) * BUCKET
-    assert padding.runner.captured == [(1, total, total != frames)]
+    assert padding.runner.captured == [(bucketed(frames), 1, True)]
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -170,11 +170,11 @@ def test_the_report_says_what_computes_and_revert_gives_it_back(models, options,
     with turbo.optimized(model, {"vocoder": {"enabled": True, **options}}):
         step, vocoder = model.turbo.plan.step("vocoder"), model.turbo._engines.vocoder
         assert (step.reason, step.fidelity) == (said, "numerical" if said else "exact")
-        runner = vocoder._network.runner
+        network = vocoder.network
         if not options:
             run(model, torch.randn(1, 80, 3))
-            assert runner.captured == [(1, 3, False)]  # nothing is padded where nothing is captured
-    assert vocoder._network is None and runner.captured == []
+            assert network._eager.captured == [(3, 1, False)]  # nothing is padded where nothing is captured
+    assert vocoder.network is None and network.runner.captured == []
 
 
 def small():
@@ -229,13 +229,14 @@ def test_without_a_compiler_it_is_not_compiled_and_says_why():
 def test_graphs_give_what_eager_gives():
     eager, graphs = (Vocoder(small().cuda(), VocoderSection(), ceiling) for ceiling in ("exact", "numerical"))
     assert "no CUDA graphs" in eager.prepare() and graphs.prepare() == "CUDA graphs"
+    graphs.network.pays_after = 0
     lengths = (1, 20, 32, 20, 33, 1)
     given = [spoken(graphs, frames) for frames in lengths]  # all of them before the first is looked at
     for frames, samples in zip(lengths, given, strict=True):
         assert snr_db(samples.cpu(), spoken(eager, frames).cpu()) > 60
-    runner = graphs._network.runner
-    assert set(runner.captured) == {(1, 32, True), (1, 32, False), (1, 64, True)} and not runner.fallbacks
+    runner = graphs.network.runner
+    assert set(runner.captured) == {(16, 1, True), (32, 1, True), (48, 1, True)} and not runner.fallbacks
     with torch.no_grad():
         graphs._module.conv_pre.bias.data = graphs._module.conv_pre.bias.data + 1.0  # other storage
     assert snr_db(spoken(graphs, 20).cpu(), given[1].cpu()) < 60
-    assert graphs._network.runner is not runner and runner.captured == []
+    assert graphs.network.runner is not runner and runner.captured == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,16 @@ class Call:
 
 
 Scope = Callable[[Call], AbstractContextManager]
+Setting = Callable[[], AbstractContextManager]
+
+
+@contextmanager
+def in_force(settings: Sequence[Setting]) -> Iterator[None]:
+    """All of them around the body, the first outermost."""
+    with ExitStack() as stack:
+        for setting in settings:
+            stack.enter_context(setting())
+        yield
 
 
 Arguments = tuple[tuple, dict[str, Any]]  # of a call: positional, by name
@@ -71,6 +81,7 @@ class Context:
         journal: for every write.
         scopes: what surrounds each ``generate`` (under the model's lock): a scope may replace ``call.result`` after its
             ``yield``.
+        settings: what is process-wide and rules whatever the model computes: calls, batches, a warm-up.
         applied, planned: names of the passes carried out so far, and of those that are to run.
         engines: what passes have put in place for batches.
         entry_points: what runs in place of one of upstream's (by name, except ``generate``), with its arguments and
@@ -85,6 +96,7 @@ class Context:
     config: OptimizationConfig
     journal: Journal = field(default_factory=Journal)
     scopes: list[Scope] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
     engines: Engines = field(default_factory=Engines)

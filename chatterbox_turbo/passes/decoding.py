@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.kv_cache import BUCKET, bucketed
+from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
 from ..runtime.t3.sampling import SamplingParameters, guide
 from ..runtime.t3.step_choice import choose_step
-from ..runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
+from ..runtime.t3.token_loop import Loop
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, analysis_names, build_analyzer
@@ -88,12 +91,23 @@ class TokenModel:
     def __init__(self, t3: nn.Module, section: DecodingSection, static: bool):
         self._t3, self._section = t3, section
         self._llama = upstream_t3.is_llama(t3)
+        self._procedure = GUIDED if self._llama else UNGUIDED
         self._watch = t3_weights.watched_heads(t3)
-        self.prepared: Prepared[StaticBackbone] | None = None  # without one, upstream's backbone computes
+        self.prepared: Prepared[Loop] | None = None  # without one, upstream's backbone computes
         if static:
-            self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, StaticBackbone.release)
+            self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, lambda loop: loop.backbone.release())
         self.calls = Switch(self.speak)
         self.request = self._guided_request if self._llama else self._unguided_request
+
+    @property
+    def loop(self) -> Loop | None:
+        """The loop over the static backbone, with its graphs and cache, where there is one."""
+        return None if self.prepared is None else self.prepared.value
+
+    @property
+    def backbone(self) -> StaticBackbone | None:
+        """The static backbone, where there is one."""
+        return None if self.loop is None else self.loop.backbone
 
     def prepare(self) -> str:
         """Read the weights as they are now and choose a step for them; the remark for the report."""
@@ -108,14 +122,28 @@ class TokenModel:
         if self.prepared is not None:
             self.prepared.release()
 
-    def _make(self) -> tuple[StaticBackbone, str]:
+    def _make(self) -> tuple[Loop, str]:
         weights = t3_weights.read(self._t3)
         laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
         step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
         remark += f", {str(weights.dtype).removeprefix('torch.')}"
         if laid:
             remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
-        return StaticBackbone(weights, step), remark
+        analysis = AlignmentAnalysis(upstream_t3.stop_token(self._t3), self._t3.device) if self._watch else None
+        lag = LAG if self._t3.device.type == "cuda" else 0
+        backbone = StaticBackbone(weights, step)
+        return Loop(backbone, self._procedure, self._vocabulary(), analysis, lag), remark
+
+    def capture(self, request: Request) -> None:
+        """Have the graphs of every length that the request may come to, and a cache that is large enough for it."""
+        if self.prepared is None or not self.prepared.current().backbone.captured:
+            return
+        backbone, first = self.prepared.current().backbone, request.embeds.size(1)
+        backbone.cache.ensure(first + request.limit)  # at once: graphs hold its addresses
+        for positions in range(bucketed(first + 1), bucketed(first + request.limit) + 1, BUCKET):
+            length = max(first, positions - BUCKET)
+            longer = request.embeds.repeat(1, -(-length // first), 1)[:, :length]
+            self.run([replace(request, embeds=longer, limit=1)])
 
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
@@ -141,8 +169,8 @@ class TokenModel:
                     ends[token.request] = (token.end, token.reasons)
         finally:
             finish()
-            if self.prepared is not None and self.prepared.value is not None and device.type == "cpu":
-                self.prepared.value.release()  # or its cache would lie beside what the audio needs
+            if self.backbone is not None and device.type == "cpu":
+                self.backbone.release()  # or its cache would lie beside what the audio needs
         for number, request in enumerate(requests):
             _tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
@@ -157,28 +185,31 @@ class TokenModel:
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
         loop.backbone.begin(1, rows)
         each = [loop.backbone.admit([request.embeds], [rest + 1])]
-        for index, token in enumerate(tokens[:-1]):
-            embeds = loop.vocabulary.embed(torch.tensor([[token]], device=weight.device), [index + 1])
+        given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
+        positions = torch.arange(1, rest + 1, device=weight.device)
+        for index in range(rest):
+            embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
             each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
         return torch.cat([guide(row[None].float(), weight) for row in each])
 
     def _loop(self, requests: Sequence[Request]) -> Loop:
+        if self.prepared is not None:
+            return self.prepared.current()  # kept, with its graphs
         t3 = self._t3
-        vocabulary = Vocabulary(
+        maps = upstream_t3.needs_attention_maps(t3)
+        backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
+        # its hooks see the prefill, so it is built before; and one analyzer knows one text
+        analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
+        return Loop(backbone, self._procedure, self._vocabulary(), analyzer and UpstreamAnalysis(analyzer))
+
+    def _vocabulary(self) -> Vocabulary:
+        t3 = self._t3
+        return Vocabulary(
             upstream_t3.start_token(t3),
             upstream_t3.stop_token(t3),
             lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
+            lambda: upstream_t3.embedding_addresses(t3),
         )
-        procedure = GUIDED if self._llama else UNGUIDED
-        if self.prepared is None:
-            maps = upstream_t3.needs_attention_maps(t3)
-            backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
-            # its hooks see the prefill, so it is built before; and one analyzer knows one text
-            analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
-            return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer))
-        backbone = self.prepared.current()
-        analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
-        return Loop(backbone, procedure, vocabulary, analysis, LAG if t3.device.type == "cuda" else 0)
 
     def _guided_request(
         self,

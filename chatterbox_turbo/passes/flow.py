@@ -17,9 +17,10 @@ from ..config import FlowSection
 from ..errors import InvalidRequestError
 from ..runtime.cpu.host_memory import keep_freed_blocks
 from ..runtime.device.compilation import compiled
+from ..runtime.device.devices import arriving
 from ..runtime.s3gen.flow_estimator import velocity
 from ..runtime.s3gen.flow_solver import FlowSolver, schedule
-from ..runtime.s3gen.frames import stacked
+from ..runtime.s3gen.frames import stacked, valid_frames
 from ..runtime.s3gen.speech_encoder import SpeechEncoder
 from ..upstream import encoder_weights, flow_weights
 from ..upstream.prepared import Prepared
@@ -60,12 +61,18 @@ class FlowPass(Pass):
         remark = flow.prepare()
         name = "basic_euler" if flow_weights.is_mean_flow(s3gen) else "solve_euler"
         decoder, encoder = s3gen.flow.decoder, s3gen.flow.encoder
-        journal.wrap(encoder, "forward", lambda wrapped, instance, args, kwargs: flow.encoder_calls(*args, **kwargs))
+
+        def encode(wrapped, instance, args, kwargs):
+            flow.check_tokens()
+            return flow.encoder_calls(*args, **kwargs)
+
+        journal.wrap(encoder, "forward", encode)
         journal.wrap(decoder, name, lambda wrapped, instance, args, kwargs: flow.solver_calls(*args, **kwargs))
 
         def infer(wrapped, instance, args, kwargs):
-            _check_tokens(args[0] if args else kwargs["speech_tokens"], s3gen.flow.input_embedding.num_embeddings)
-            return wrapped(*args, **flow.own(kwargs))
+            tokens, *others = args or (kwargs["speech_tokens"],)
+            options = {name: value for name, value in kwargs.items() if name != "speech_tokens"}
+            return wrapped(flow.watched(tokens), *others, **flow.own(options))
 
         journal.wrap(s3gen, "flow_inference", infer)
         context.engines.flow = flow
@@ -85,7 +92,13 @@ class Flow:
         self.prepared: Prepared[tuple[SpeechEncoder, FlowSolver]] = Prepared(
             lambda: (flow_weights.estimator_of(s3gen), encoder_weights.encoder_of(s3gen)), self._make, _release
         )
+        self._bounds: Callable[[], Tensor] | None = None
         self.encoder_calls, self.solver_calls = Switch(self.encode), Switch(self.solve)
+
+    @property
+    def solver(self) -> FlowSolver | None:
+        """The solver, with its graphs, where one is prepared."""
+        return None if self.prepared.value is None else self.prepared.value[1]
 
     def prepare(self) -> str:
         """Read the weights as they are now; the remark for the report."""
@@ -119,6 +132,37 @@ class Flow:
         cuda = self._s3gen.flow.decoder.estimator.final_proj.weight.is_cuda
         return self._section.batch_frames or (CUDA_BATCH_FRAMES if cuda else CPU_BATCH_FRAMES)
 
+    def watched(self, tokens: Tensor) -> Tensor:
+        """Speech tokens that the embedding can read, whatever they were; ``check_tokens`` refuses them later.
+
+        Their bounds are on the way to the host while upstream prepares, and waits for the device by itself.
+        """
+        if not tokens.numel():
+            raise InvalidRequestError(
+                "There are no speech tokens.",
+                "Speech ended before its first token.",
+                "Change the text, the seed or the voice.",
+            )
+        self._bounds = arriving(torch.stack(tokens.aminmax()))
+        return tokens.clamp(0, self._s3gen.flow.input_embedding.num_embeddings - 1)
+
+    def check_tokens(self) -> None:
+        """Refuse what upstream fails on in a convolution or, on CUDA, in a way that ends the process.
+
+        Raises:
+            InvalidRequestError: a token that was watched last is none.
+        """
+        bounds, self._bounds = self._bounds, None
+        if bounds is None:
+            return
+        (least, most), count = bounds().tolist(), self._s3gen.flow.input_embedding.num_embeddings
+        if least < 0 or most >= count:
+            raise InvalidRequestError(
+                f"Speech token {least if least < 0 else most} is out of range.",
+                f"The flow has embeddings for 0 to {count - 1}; special tokens have no sound.",
+                "Leave them out (drop_invalid_tokens of chatterbox.models.s3tokenizer).",
+            )
+
     def own(self, options: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments of ``flow_inference`` with a reference of their own, which upstream casts in place."""
         reference = options.get("ref_dict")
@@ -141,13 +185,13 @@ class Flow:
 
         Sizes of chunks change nothing in a model that attends to everything, as all known ones do.
         """
-        return self._encode(xs, xs_lens.long().tolist())  # upstream's cast of the reference has made them floats
+        return self._encode(xs, _lengths(xs_lens, xs.size(1)))  # upstream's cast of the reference has made them floats
 
     @torch.inference_mode()
     def encode_all(self, calls: Sequence[Arguments]) -> list[tuple[Tensor, Tensor]]:
         """``encode`` for the arguments of several calls, in one batch."""
         each = [_bound(self.encode, call) for call in calls]
-        lengths = [length for call in each for length in call["xs_lens"].long().tolist()]
+        lengths = [length for call in each for length in _lengths(call["xs_lens"], call["xs"].size(1))]
         states, masks = self._encode(stacked([call["xs"].transpose(1, 2) for call in each]).transpose(1, 2), lengths)
         sizes = [call["xs"].size(1) for call in each]
         ends = [states.size(1) // max(sizes) * size for size in sizes]
@@ -157,8 +201,11 @@ class Flow:
         encoder, _ = self.prepared.current()
         with torch.autocast(xs.device.type, enabled=False):  # as in the solver, whatever surrounds the call
             states = encoder(xs, lengths).to(xs.dtype)
-        ends = torch.tensor(lengths, device=xs.device) * (states.size(1) // xs.size(1))
-        return states, (torch.arange(states.size(1), device=xs.device) < ends[:, None])[:, None]
+        rows, frames = states.shape[:2]
+        valid = valid_frames([frames // xs.size(1) * length for length in lengths], frames, xs.device)
+        return states, (torch.ones(rows, frames, dtype=torch.bool, device=xs.device) if valid is None else valid)[
+            :, None
+        ]
 
     @torch.inference_mode()
     def solve(
@@ -172,15 +219,15 @@ class Flow:
         meanflow: bool = False,
     ) -> Tensor:
         """Mel frames (B, 80, T); arguments as upstream's ``solve_euler`` and ``basic_euler``."""
-        return self._solve(x, t_span, mu, mask.sum(dim=(1, 2)).long().tolist(), spks, cond)
+        return self._solve(x, t_span, mu, _lengths(mask, mask.size(2)), spks, cond)
 
     @torch.inference_mode()
     def solve_all(self, calls: Sequence[Arguments]) -> list[Tensor]:
-        """``solve`` for the arguments of several calls, in one batch for each schedule of times."""
+        """``solve`` for the arguments of several calls, in one batch for each number of steps."""
         each = [_bound(self.solve, call) for call in calls]
-        alike: dict[tuple[float, ...], list[int]] = {}
+        alike: dict[int, list[int]] = {}  # upstream's times depend on that number alone
         for number, call in enumerate(each):
-            alike.setdefault(tuple(call["t_span"].tolist()), []).append(number)
+            alike.setdefault(len(call["t_span"]), []).append(number)
         results: dict[int, Tensor] = {}
         for numbers in alike.values():
             some = [each[number] for number in numbers]
@@ -228,21 +275,14 @@ def _costs(section: FlowSection) -> list[str]:
     return costs
 
 
-def _check_tokens(tokens: Tensor, count: int) -> None:
-    """Refuse what upstream fails on in a convolution or, on CUDA, in a way that ends the process."""
-    if not tokens.numel():
-        raise InvalidRequestError(
-            "There are no speech tokens.",
-            "Speech ended before its first token.",
-            "Change the text, the seed or the voice.",
-        )
-    least, most = (int(bound) for bound in tokens.aminmax())
-    if least < 0 or most >= count:
-        raise InvalidRequestError(
-            f"Speech token {least if least < 0 else most} is out of range.",
-            f"The flow has embeddings for 0 to {count - 1}; special tokens have no sound.",
-            "Leave them out (drop_invalid_tokens of chatterbox.models.s3tokenizer).",
-        )
+def _lengths(given: Tensor, longest: int) -> list[int]:
+    """Lengths (B,), or those of a mask (B, 1, T), on the host; the longest possible is ``longest``.
+
+    On CUDA a single one is not waited for: upstream's own masks would fit no utterance that is padded by itself.
+    """
+    if given.is_cuda and len(given) == 1:
+        return [longest]
+    return (given if given.dim() == 1 else given.sum(dim=(1, 2))).long().tolist()
 
 
 def _bound(function: Callable[..., Any], call: Arguments) -> dict[str, Any]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 
 from ..runtime.device.half_precision import FORMATS, best_format
 from ..runtime.device.tf32 import tf32
 from ..upstream import flow_weights, t3_weights
-from .base import Call, Context, Pass
+from .base import Context, Pass
 
 TITLES = {"t3": "T3", "flow": "flow estimator"}
 
 
 class PrecisionPass(Pass):
-    """Casts matrices, and sets TF32 around each call; residuals, norms, sampling and Euler's state stay fp32.
+    """Casts matrices, and allows TF32 while the model computes; residuals, norms, sampling and Euler's state stay fp32.
 
     What cannot be had here does not keep the rest from running; the report says so.
     """
@@ -44,7 +42,7 @@ class PrecisionPass(Pass):
                     flow_weights.cast(context.parts.s3gen, FORMATS[name], context.journal)
                 remarks.append(f"{title} in {name} ({reason})")
         if "tf32" in self._wanted(context) and "tf32" not in obstacles:
-            context.scopes.append(scope)
+            context.settings.append(tf32)
             remarks.append("TF32")
         return "; ".join([*remarks, *(f"not {name}: {reason}" for name, reason in obstacles.items())])
 
@@ -88,10 +86,3 @@ class PrecisionPass(Pass):
             elif capability[0] < 8:
                 found["tf32"] = f"TF32 needs capability 8.0, this GPU has {capability[0]}.{capability[1]}"
         return found
-
-
-@contextmanager
-def scope(call: Call):
-    """TF32 around one call."""
-    with tf32():
-        yield

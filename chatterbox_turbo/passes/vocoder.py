@@ -62,6 +62,11 @@ class Vocoder:
         )
         self.calls = Switch(self.speak)
 
+    @property
+    def network(self) -> Network | None:
+        """The network, with its graphs, where one is prepared."""
+        return None if self.prepared.value is None else self.prepared.value[1]
+
     def prepare(self) -> str:
         """Read the weights as they are now; the remark for the report."""
         return self.prepared.renew()

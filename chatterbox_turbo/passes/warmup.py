@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import SpeechTruncatedWarning
 from ..upstream import warmup as upstream
-from .base import Context, Pass
+from .base import Context, Pass, in_force
 
 SECONDS = 6  # Turbo refuses reference voices of 5 s and less
 TOKENS = 12
@@ -36,7 +38,11 @@ class WarmupPass(Pass):
         attribute = upstream.voice_attribute(parts)
         voice = parts.voice
         devices = [parts.device] if parts.device.type == "cuda" else []
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices), warnings.catch_warnings():
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(warnings.catch_warnings())
+            stack.enter_context(in_force(context.settings))
             warnings.simplefilter("ignore", SpeechTruncatedWarning)
             try:
                 setattr(parts.model, attribute, upstream.copy_voice(voice))
@@ -44,8 +50,28 @@ class WarmupPass(Pass):
                     upstream.prepare_voice(parts, upstream.write_tone(Path(folder) / "tone.wav", SECONDS))
                 # upstream's Llama loop would leave a submodule and hooks behind, and has nothing to warm up
                 upstream.speak(parts, TOKENS, with_t3="decoding" in context.applied)
+                if context.engines.token_model is not None:
+                    _capture(context)
             finally:  # not journalled: nothing of it outlives this call
                 setattr(parts.model, attribute, voice)
                 if context.voices is not None:
                     context.voices.clear()
         return f"level {level}"
+
+
+class _Reached(BaseException):
+    """Leaves ``generate`` where it calls T3."""
+
+
+def _capture(context: Context) -> None:
+    """Have T3's graphs for what ``generate`` asks it for by its own defaults."""
+    engine, requests = context.engines.token_model, []
+
+    def keep(*args: Any, **kwargs: Any) -> None:
+        requests.append(engine.request(*args, **kwargs))
+        raise _Reached
+
+    with engine.calls.diverted(keep), suppress(_Reached), torch.inference_mode():
+        context.parts.model.generate(**upstream.request(context.parts))
+    for request in requests:
+        engine.capture(request)

@@ -177,7 +177,7 @@ class _Batch:
     def run(self, utterance: _Utterance) -> Tensor:
         """``generate`` with the answers that are there."""
         setattr(self._parts.model, self._attribute, copy_voice(utterance.voice))
-        torch.manual_seed(utterance.seed)
+        self._seed(utterance.seed)
         return self._diverted(utterance, lambda: self._parts.model.generate(**utterance.arguments))
 
     def _acoustic(self, utterance: _Utterance) -> Any:
@@ -216,6 +216,14 @@ class _Batch:
                 if name != inside:
                     stack.enter_context(switch.diverted(handler(name)))
             return function()
+
+    def _seed(self, seed: int) -> None:
+        """``torch.manual_seed``, of no other device than the model's."""
+        torch.default_generator.manual_seed(seed)
+        device = self._parts.device
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
 
     def _state(self) -> RandomState:
         device = self._parts.device

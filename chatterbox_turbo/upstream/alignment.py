@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .patch_points import digest
@@ -69,6 +68,9 @@ class UpstreamAnalysis:
     def __init__(self, analyzer: Any):
         self._analyzer = analyzer
 
+    def begin(self, requests: int) -> None:
+        """An analyzer is made for each call."""
+
     def admit(self, start: int, length: int) -> None:
         """The analyzer knows its text from its construction."""
 
@@ -78,9 +80,8 @@ class UpstreamAnalysis:
     def constrain(self, logits: Tensor, previous: Tensor) -> Tensor:
         return self._analyzer.step(logits, next_token=int(previous))
 
-    def reasons(self) -> Tensor:
-        """None: the analyzer logs its own."""
-        return torch.zeros(1, dtype=torch.long)
+    def reasons(self) -> None:
+        """The analyzer logs its own."""
 
     def leave(self, number: int) -> None:
         """The hooks end with the call (``contained``)."""

@@ -41,7 +41,7 @@ class Parts:
     @property
     def device(self) -> torch.device:
         """The device that the acoustic half (and so the model) is on."""
-        return next(self.s3gen.parameters()).device
+        return device_of(self)
 
     @property
     def voice(self) -> Any:
@@ -60,6 +60,11 @@ class Parts:
             "watermarker": getattr(self.watermarker, "perth_net", None),
         }
         return {name: module for name, module in tree.items() if isinstance(module, nn.Module)}
+
+
+def device_of(model: Any) -> torch.device:
+    """The device that a model's acoustic half is on."""
+    return next(model.s3gen.parameters()).device
 
 
 def identify(model: Any) -> Parts:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from ..patching import Journal
 from .families import Parts
 from .patch_points import owner_of, patch_points
-from .watermarker import why_not_perth
+from .watermarker import observed, why_not_perth
 
 # Packages whose layers the passes know; an adapter's or a quantizer's classes live elsewhere.
 _HOMES = ("torch.nn.", "transformers.", "chatterbox.", "diffusers.", "s3tokenizer.")
@@ -115,7 +115,7 @@ class Structure:
     def __init__(self, parts: Parts, journal: Journal, names: Sequence[tuple[Any, str]] = ()):
         self._model = model = parts.model
         self._attributes = [(model, name, getattr(model, name, None)) for name in ("t3", "s3gen", "ve")]
-        self._watermarker = parts.watermarker
+        self._watermarker = observed(parts.watermarker)
         roots = {"t3": parts.t3, "s3gen": parts.s3gen, "ve": parts.voice_encoder}
         trees = [_walk(root, name) for name, root in roots.items() if root is not None]
         self._modules = [_seen(path, module) for tree in trees for path, module in tree]
@@ -138,7 +138,7 @@ class Structure:
         for owner, name, value in self._attributes:
             if getattr(owner, name, None) is not value:
                 return f"{name} was replaced"
-        new = getattr(self._model, "watermarker", None)
+        new = observed(getattr(self._model, "watermarker", None))
         # what marks nothing is the guard's business, which goes on with the one that does
         if new is not self._watermarker and not why_not_perth(new):
             return "watermarker was replaced"

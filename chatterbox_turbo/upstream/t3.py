@@ -118,7 +118,7 @@ def prefix(
     )
     if is_llama(t3):
         start = torch.full((1, 1), start_token(t3), dtype=torch.long, device=embeds.device)
-        start = embed_tokens(t3, start, [0]).expand(embeds.size(0), 1, -1)
+        start = embed_tokens(t3, start, torch.zeros_like(start[0])).expand(embeds.size(0), 1, -1)
         embeds = torch.cat([embeds, start], dim=1)
     return embeds, conditioning
 
@@ -144,9 +144,18 @@ def check_text(t3: nn.Module, text_tokens: Tensor) -> Tensor:
     return text_tokens.to(dtype=torch.long, device=t3.device)
 
 
-def embed_tokens(t3: nn.Module, tokens: Tensor, positions: list[int]) -> Tensor:
-    """Embeddings (N, D) of tokens (N, 1), each at its own speech position (Llama) or at none (GPT-2)."""
+def embed_tokens(t3: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Embeddings (N, D) of tokens (N, 1), each at its own speech position (Llama) or at none (GPT-2).
+
+    ``positions``: (N,) int64 on the model's device, so that nothing is copied from the host at a step.
+    """
     embeds = t3.speech_emb(tokens)[:, 0]
     if is_llama(t3):
-        embeds = embeds + t3.speech_pos_emb.get_fixed_embedding(torch.tensor([positions]))[0]
+        embeds = embeds + t3.speech_pos_emb.get_fixed_embedding(positions)[0]
     return embeds
+
+
+def embedding_addresses(t3: nn.Module) -> tuple[int, ...]:
+    """Fingerprint of the memory that ``embed_tokens`` reads."""
+    tables = (t3.speech_emb.weight, t3.speech_pos_emb.emb.weight) if is_llama(t3) else (t3.speech_emb.weight,)
+    return tuple(table.data_ptr() for table in tables)

@@ -65,11 +65,20 @@ def modules(t3: nn.Module) -> tuple[nn.Module, ...]:
     return t3.tfmr, t3.speech_head
 
 
+# beside the backbone; the embeddings are part of a captured step
+_TABLES = ("speech_head", "speech_emb", "speech_pos_emb")
+
+
+def _altered(t3: nn.Module, name: str, journal: Journal) -> str:
+    module = getattr(t3, name, None)
+    return "" if module is None else why_not_plain(module, f"t3.{name}", journal)
+
+
 def why_not(t3: nn.Module, journal: Journal) -> str:
     """Why the runtime cannot compute what this backbone does from its weights; empty where it can."""
     return (
         unsuitable(lambda: check(t3), lambda: t3.tfmr, "t3.tfmr", journal)
-        or why_not_plain(t3.speech_head, "t3.speech_head", journal)
+        or next((reason for name in _TABLES if (reason := _altered(t3, name, journal))), "")
         or why_not_analysis(t3)
     )
 

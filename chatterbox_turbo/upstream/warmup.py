@@ -49,6 +49,11 @@ def write_tone(path: Path, seconds: float) -> Path:
     return path
 
 
+def request(parts: Parts) -> dict[str, Any]:
+    """Arguments with which the model's ``generate`` speaks a short sentence by its own defaults; needs a voice."""
+    return {"text": "Yes.", **({"language_id": "en"} if parts.family == "multilingual" else {})}
+
+
 def prepare_voice(parts: Parts, audio: Path) -> None:
     """Encode a reference voice and leave it on the model."""
     (parts.model.set_target_voice if parts.family == "vc" else parts.model.prepare_conditionals)(str(audio))

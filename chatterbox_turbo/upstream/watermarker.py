@@ -52,6 +52,13 @@ class ObservedWatermarker(wrapt.ObjectProxy):
         return self._self_around(self.__wrapped__.apply_watermark, signal, sample_rate, options)
 
 
+def observed(watermarker: Any) -> Any:
+    """The watermarker itself, behind everything that looks on."""
+    while isinstance(watermarker, wrapt.ObjectProxy):
+        watermarker = watermarker.__wrapped__
+    return watermarker
+
+
 class MarkingOnDevice:
     """PerTh's ``apply_watermark`` for audio of one rate, computed on a device by a copy of what it needs (9 MiB).
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,12 +29,41 @@ def device_named(name: str | torch.device) -> str:
     return name
 
 
-def upload(samples: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of an array as float32 on a device; to CUDA through pinned memory, so that the host does not wait."""
-    tensor = torch.from_numpy(np.array(samples, dtype=np.float32))
+def with_index(device: torch.device) -> torch.device:
+    """The same device whatever becomes the current one: ``cuda`` is this thread's current CUDA device."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device; to CUDA through pinned memory, so that the host does not wait."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def upload(samples: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of an array as float32 on a device; the host does not wait."""
+    return on_device(torch.from_numpy(np.array(samples, dtype=np.float32)), device)
+
+
+def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start a copy to the host; the call of what is returned waits for it, and for nothing that is queued after it.
+
+    From CUDA it arrives in pinned memory; a host tensor is there already, and no copy.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return pinned
+
+    return wait
 
 
 def download(tensor: Tensor) -> np.ndarray:
@@ -40,9 +71,5 @@ def download(tensor: Tensor) -> np.ndarray:
 
     The copy is in ordinary memory: callers keep results, and pinned pages are scarce.
     """
-    if tensor.device.type == "cuda":
-        pinned = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        pinned.copy_(tensor, non_blocking=True)
-        torch.cuda.current_stream(tensor.device).record_event().synchronize()
-        return pinned.numpy().copy()
-    return tensor.cpu().numpy()
+    array = arriving(tensor)().numpy()
+    return array.copy() if tensor.device.type == "cuda" else array

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,15 @@ import torch
 from torch import Tensor
 
 from ...errors import TurboError, describe
+from .captures import capturing
+from .tf32 import numerics
 
 Outputs = Tensor | tuple[Tensor, ...]
 
-# one capture at a time in a process: torch's allocator and default generator know of no second one
-_capturing = threading.RLock()
+logger = logging.getLogger(__name__)
+
+_launching = threading.Lock()
+_last_streams: dict[torch.device, torch.cuda.Stream] = {}  # where the newest replay of each device went
 
 
 class GraphCallError(TurboError, ValueError):
@@ -48,12 +54,15 @@ class GraphRunner:
     Args:
         function: (key, \\*inputs) → tensor or tuple of tensors. Only CUDA work on the inputs and on static state
             that it closes over (weights, a cache), of shapes that ``key`` decides; no host sync, no random
-            numbers. The first call of a key runs it several times on the same inputs, so it is idempotent: it
-            writes to positions that are inputs, and counts nothing. State that it writes is allocated outside
+            numbers. The first call of a key runs it several times on the same inputs, so it is idempotent, apart from
+            what ``changes`` names. State that it writes is allocated outside
             of ``torch.inference_mode``.
         disable: call the function directly (CPU, or graphs switched off); all checks stay.
         addresses: fingerprint of the static state (``data_ptr`` and dtype of weights and cache), taken before
             each call; when it changes, all graphs are dropped.
+        device: where it runs, if it is called without inputs.
+        changes: static tensors that the function changes otherwise than by writing to positions that are inputs. They
+            are put back after the runs before a capture, so that a first call counts once.
         max_graphs: the least recently used graph beyond this number is dropped; at least 1.
         warmup: runs before a capture, at least 1: libraries and compilers initialize themselves there.
         pool: the graphs to share memory with: one set for several runners, never two of them at work at once.
@@ -65,8 +74,12 @@ class GraphRunner:
             ``weakref.finalize(model, runner.reset)`` the model can die. ``torch.cuda.empty_cache()`` then gives
             the memory back to the driver.
 
-    It has no lock and orders no streams: the caller holds its lock, on any thread. During a capture torch's
-    generator and allocator refuse random numbers and ``empty_cache`` to other threads: capture before serving.
+    Functions that are bound methods are held weakly: their object owns the runner, and takes its graphs along when it
+    goes, without waiting for the garbage collector. Graphs are captured anew where TF32 or deterministic algorithms
+    are switched.
+
+    It has no lock: the caller holds its own, on any thread. Replays of one device on several streams run one after
+    the other. What other threads may not do during a capture: ``captures``.
     """
 
     def __init__(
@@ -78,11 +91,14 @@ class GraphRunner:
         max_graphs: int = 16,
         warmup: int = 2,
         pool: weakref.WeakSet | None = None,
+        device: torch.device | None = None,
+        changes: Callable[[], Sequence[Tensor]] = tuple,
     ):
         if max_graphs < 1 or warmup < 1:
             raise ValueError(f"max_graphs and warmup are at least 1, not {max_graphs} and {warmup}.")
-        self._function, self._disable, self._addresses = function, disable, addresses
+        self._function, self._disable, self._addresses = _held(function), disable, _held(addresses)
         self._max_graphs, self._warmup = max_graphs, warmup
+        self._device, self._changes = device, _held(changes)
         self._pool = weakref.WeakSet() if pool is None else pool
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._fingerprint: Hashable = None
@@ -95,7 +111,7 @@ class GraphRunner:
         return [key for key in self._entries if key not in self.fallbacks]
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Outputs:
-        """Outputs of the function for ``inputs``: at least one tensor, all on one device.
+        """Outputs of the function for ``inputs``, all on one device; at least one where the runner has no device.
 
         They are static buffers: the next call of this runner, whatever its key, or of another one on the same pool
         overwrites them. Clone what has to outlive it.
@@ -104,11 +120,11 @@ class GraphRunner:
             GraphCallError: an input is no tensor, or of another shape, dtype or device than at the first call
                 of ``key``; the function returns something else than tensors; graphs are on without CUDA.
         """
-        specs = _specs(inputs, self._disable)
-        device = inputs[0].device
+        specs = _specs(inputs, self._disable, self._device)
+        device = inputs[0].device if inputs else self._device
         # ordinary buffers can be written inside and outside of inference mode, inference buffers only inside
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            fingerprint = self._addresses()
+            fingerprint = (self._addresses()(), numerics())
             if fingerprint != self._fingerprint:
                 self._entries.clear()
                 self._fingerprint = fingerprint
@@ -120,6 +136,7 @@ class GraphRunner:
                     outputs = self._run(key, inputs)
                     if reason:
                         self.fallbacks[key] = reason
+                        logger.warning("%r runs without a CUDA graph: %s", key, reason)
                 self._entries[key] = entry  # only now: nothing of a call that raised is kept
                 if entry.graph is None:
                     return outputs
@@ -129,11 +146,11 @@ class GraphRunner:
                 return self._run(key, inputs)
             for static, given in zip(entry.inputs, inputs, strict=True):
                 static.copy_(given)
-            entry.graph.replay()
+            _launch(entry.graph, device)
             return entry.outputs  # aliases the pool
 
     def _run(self, key: Hashable, inputs: tuple) -> Outputs:
-        outputs = self._function(key, *inputs)
+        outputs = self._function()(key, *inputs)
         for index, one in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
             if not isinstance(one, Tensor):
                 what, why = f"Output {index} is {type(one).__name__}, not a tensor.", "A replay would freeze its value."
@@ -147,10 +164,11 @@ class GraphRunner:
         graph, reason = None, ""
         if self._disable:
             return reason
-        with _capturing:
+        with capturing():
             stream, current = _side_stream(device), torch.cuda.current_stream(device)
             try:
                 static = tuple(torch.empty_like(one).copy_(one) for one in inputs)
+                kept = [(one, one.clone()) for one in self._changes()()]
                 stream.wait_stream(current)
                 try:
                     with torch.cuda.stream(stream):
@@ -158,6 +176,8 @@ class GraphRunner:
                             self._run(key, static)
                 finally:
                     current.wait_stream(stream)
+                    for one, before in kept:
+                        one.copy_(before)
                 # the allocator refuses a handle whose last graph is gone
                 handle = next((one.pool() for one in self._pool), None) or torch.cuda.graph_pool_handle()
                 graph = torch.cuda.CUDAGraph()
@@ -188,6 +208,20 @@ class GraphRunner:
         return reason
 
 
+def _launch(graph: Any, device: torch.device) -> None:
+    """Replay on the current stream, behind the newest replay of the device on any other.
+
+    All graphs of a device use the cuBLAS workspace of the stream that they were captured on.
+    """
+    with _launching:
+        stream = torch.cuda.current_stream(device)
+        last = _last_streams.get(device)
+        if last is not None and last != stream:
+            stream.wait_stream(last)
+        _last_streams[device] = stream
+        graph.replay()
+
+
 def _unwind(graph: Any, handle: Any, stream: torch.cuda.Stream) -> None:
     """Undo what a failed capture leaves behind in torch."""
     graph.reset()
@@ -201,13 +235,19 @@ def _unwind(graph: Any, handle: Any, stream: torch.cuda.Stream) -> None:
         torch.zeros(1, device=stream.device)
 
 
+def _held(function: Callable) -> Callable[[], Callable]:
+    return weakref.WeakMethod(function) if inspect.ismethod(function) else lambda: function
+
+
 def _clear(*held: dict) -> None:
     for one in held:
         one.clear()
 
 
-def _specs(inputs: tuple, disable: bool) -> list:
+def _specs(inputs: tuple, disable: bool, device: torch.device | None) -> list:
     """(shape, dtype, device) of every input, if a graph can take them."""
+    if not inputs and device is not None:
+        return []
     if not inputs:
         raise GraphCallError("A graph needs at least one input tensor.", "Its device is the graph's.")
     for index, one in enumerate(inputs):

@@ -50,10 +50,9 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor],
     rounded away from zero instead of to even, which makes the upper half recoverable. Other casts keep the original
     on the host.
     """
-    device = tensor.device
     if (tensor.dtype, dtype) != (torch.float32, torch.bfloat16):
         original = tensor.detach().cpu()
-        return tensor.to(dtype), lambda half: original.to(device)
+        return tensor.to(dtype), lambda half: original.to(half.device)
     bits = tensor.detach().contiguous().view(torch.int32)
     upper = ((bits + 0x8000) >> 16).to(torch.int16)
     lower = bits.to(torch.int16).cpu()  # signed: rounding up is its carry

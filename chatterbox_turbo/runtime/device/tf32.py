@@ -40,3 +40,23 @@ def tf32() -> Iterator[None]:
             if _depth == 0:
                 for (owner, name, _), value in zip(_switches(), _saved, strict=True):
                     setattr(owner, name, value)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 anywhere, convolutions included, for a comparison; ``tf32`` inside of it allows it again."""
+    with _lock:
+        saved = [getattr(owner, name) for owner, name, _ in _switches()]
+        for owner, name, allowed in _switches():
+            setattr(owner, name, False if allowed is True else "ieee")
+    try:
+        yield
+    finally:
+        with _lock:
+            for (owner, name, _), value in zip(_switches(), saved, strict=True):
+                setattr(owner, name, value)
+
+
+def numerics() -> tuple:
+    """The process-wide settings that decide by which kernels products are computed, as they are now."""
+    return (*(getattr(owner, name) for owner, name, _ in _switches()), torch.are_deterministic_algorithms_enabled())

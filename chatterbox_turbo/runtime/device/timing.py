@@ -31,10 +31,10 @@ class PhaseTimer:
     def seconds(self) -> dict[str, float]:
         """Total seconds by phase, in the order in which the phases first ended."""
         spans = list(self._spans)  # another thread may be adding to them
-        if self._cuda and spans:
-            torch.cuda.synchronize(self._device)
         totals: dict[str, float] = {}
         for name, start, end in spans:
+            if self._cuda:  # not the device: another thread may be capturing on it
+                end.synchronize()  # type: ignore[attr-defined]
             span = start.elapsed_time(end) / 1000 if self._cuda else end - start  # type: ignore[attr-defined, operator]
             totals[name] = totals.get(name, 0.0) + span
         return totals

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import ModelUnavailableError
+from ..device.devices import with_index
 from .mapped_files import MappedFiles
 
 _RANDOM = frozenset({
@@ -90,6 +91,7 @@ def fill(
             would be random).
         UnfamiliarConstructionError: the module keeps a reference to a tensor that never got a value.
     """
+    device = with_index(device)  # the threads that place tensors begin with another current device
     before = {(id(owner), name): tensor for owner, name, tensor in _slots(module)}
     try:
         # assigns views of the files: nothing is read until everything is known to fit

@@ -48,8 +48,22 @@ def _shifted(scores: Tensor) -> Tensor:
     return scores.as_strided((*scores.shape[:-2], frames, frames), (*outer, row - 1, 1), frames - 1)
 
 
+def hiding(valid: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(R, 1, 1, T) in the format of the scores, 0 for keys that are seen and -inf for others, of ``valid`` (R, T) bool.
+
+    Made once for all blocks and steps, in the form that torch's kernels on CUDA read: from a bool they would make it
+    at every call by three kernels, and where rows do not begin at multiples of 8 numbers, copy it by a fourth.
+    ``None`` remains ``None``.
+    """
+    if valid is None:
+        return None
+    rows, frames = valid.shape
+    padded = torch.zeros(rows, 1, 1, -(-frames // 8) * 8, dtype=dtype, device=valid.device)
+    return padded[..., :frames].masked_fill_(~valid[:, None, None], -float("inf"))
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scratch, relative: Relative | None = None
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scratch: Scratch, relative: Relative | None = None
 ) -> Tensor:
     """Full attention of queries, keys and values (R, H, T, Dh): (R, H, T, Dh).
 
@@ -58,30 +72,37 @@ def attend(
     take less than half of the time, and in fp32 less where oneDNN computes them.
 
     Args:
-        valid: (R, T) bool, the keys that are seen; ``None`` for all.
+        bias: (R, 1, 1, T), added to the scores (``hiding``); ``None`` where all keys are seen.
         relative: added to the scores before the softmax.
     """
     kernels = _kernels_for(q) if relative is None else None
     if kernels is not None:
-        return _attend_in_caches(kernels, q, k, v, valid, scratch)
+        return _attend_in_caches(kernels, q, k, v, bias, scratch)
     by_heads = products.suits(q)
     if q.device.type != "cpu" or not (by_heads or (q.dtype == torch.bfloat16 and relative is None)):
-        mask = None if valid is None else valid[:, None, None]
         if relative is not None:
-            scores = relative.of_all()
-            mask = scores.contiguous() if mask is None else scores.masked_fill(~mask, -float("inf"))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            bias = _aligned(relative.of_all(), bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     rows, heads, frames, width = q.shape
     flat = (rows * heads, frames, width)
     q, k, v = (scratch(f"part {i}", p.shape, p.dtype).copy_(p).view(flat) for i, p in enumerate((q, k, v)))
     q *= width**-0.5
-    hidden = None if valid is None else ~valid.repeat_interleave(heads, dim=0)[:, None]
+    hidden = None if bias is None else bias.flatten(1).repeat_interleave(heads, dim=0)[:, None]
     result = scratch("attended", flat, q.dtype)
     if by_heads:
         _each_head(q, k, v, hidden, relative, result, scratch)
     else:
         _some_heads(q, k, v, hidden, result, scratch)
     return result.view(rows, heads, frames, width)
+
+
+def _aligned(scores: Tensor, bias: Tensor | None) -> Tensor:
+    """(R, H, T, T) scores and bias in rows that begin at multiples of 8 numbers, as ``hiding`` makes them."""
+    width = scores.size(-1)
+    padded = scores.new_empty((*scores.shape[:-1], -(-width // 8) * 8))
+    padded[..., width:] = 0.0  # read by whole vectors, and it might be no number
+    result = padded[..., :width]
+    return result.copy_(scores) if bias is None else torch.add(scores, bias, out=result)
 
 
 def prepare(dtype: torch.dtype, device: torch.device) -> None:
@@ -108,12 +129,12 @@ def _kernels() -> ModuleType | None:
 
 
 def _attend_in_caches(
-    kernels: ModuleType, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, scratch: Scratch
+    kernels: ModuleType, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scratch: Scratch
 ) -> Tensor:
     rows, heads, frames, width = q.shape
     padded, lanes = -(-frames // kernels.GROUP) * kernels.GROUP, kernels.LANES
     seen = scratch("seen", (rows, padded), torch.float32).fill_(kernels.HIDDEN)
-    seen[:, :frames] = 0.0 if valid is None else torch.where(valid, 0.0, kernels.HIDDEN)
+    seen[:, :frames] = 0.0 if bias is None else bias.flatten(1).clamp(min=kernels.HIDDEN)
     keys = scratch("keys", (rows * heads, padded // lanes, width // 2, lanes, 2), q.dtype)
     values = scratch("values", (rows * heads, padded // 2, width, 2), q.dtype)
     result = scratch("attended", (rows, frames, heads, width), q.dtype)
@@ -139,7 +160,7 @@ def _each_head(
         if relative is not None:
             scores += relative.of_head(head)
         if hidden is not None:
-            scores.masked_fill_(hidden[head], -float("inf"))
+            scores += hidden[head]
         torch.softmax(scores, dim=-1, out=weights)
         result[head] = products.linear(weights, values[head])
 
@@ -160,7 +181,7 @@ def _some_heads(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, result: 
         s, w = scores[: some.stop - at], weights[: some.stop - at]
         torch.bmm(q[some], k[some].transpose(1, 2), out=s)
         if hidden is not None:
-            s.masked_fill_(hidden[some], -float("inf"))
+            s += hidden[some]
         if small:
             sums = s.exp_().sum(dim=-1, keepdim=True)
             torch.bmm(s, v[some], out=result[some]).div_(sums)

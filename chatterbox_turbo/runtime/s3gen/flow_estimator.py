@@ -99,8 +99,9 @@ def constant(weights: EstimatorWeights, mean: Tensor, speaker: Tensor, condition
         mean, condition: (R, T, 80) fp32, zero past the end of an utterance.
         speaker: (R, 80) fp32.
     """
-    given = torch.cat([mean, speaker[:, None].expand_as(mean), condition], dim=-1)
-    return Constant(convolve(weights.given, given), convolve(weights.given_shortcut, given))
+    given = torch.cat([mean, speaker[:, None].expand_as(mean), condition], dim=-1).to(weights.dtype)
+    parts = (convolve(conv, given).float().contiguous() for conv in (weights.given, weights.given_shortcut))
+    return Constant(*parts)
 
 
 def velocity(
@@ -108,7 +109,7 @@ def velocity(
     state: Tensor,
     start: Constant,
     times: Tensor,
-    valid: Tensor | None,
+    bias: Tensor | None,
     scratch: Scratch,
 ) -> Tensor:
     """(R, T, 80) fp32: where the state moves.
@@ -118,39 +119,50 @@ def velocity(
     Args:
         state: (B, T, 80) fp32; R is a multiple of B, and row r of R goes with row r mod B.
         times: (stages, C) fp32, each resnet's own projection of the time.
-        valid: (R, T) bool, the frames that attention may see; ``None`` where all of them are.
+        bias: (R, 1, 1, T) in the weights' format, which hides frames from attention (``attention.hiding``); ``None``
+            where it sees all of them.
         scratch: memory for intermediate results.
     """
-    repeat = start.first.size(0) // state.size(0)
-    first = start.first + convolve(weights.noisy, state).repeat(repeat, 1, 1)
-    shortcut = start.shortcut + convolve(weights.noisy_shortcut, state).repeat(repeat, 1, 1)
+    state, dtype = state.to(weights.dtype), weights.dtype
+    first = _plus(start.first, convolve(weights.noisy, state))
+    shortcut = _plus(start.shortcut, convolve(weights.noisy_shortcut, state))
     last = len(weights.stages) - 1
     x = skip = None
     for index, stage in enumerate(weights.stages):
         if index:
-            x = torch.cat([x, skip], dim=-1) if index == last else x
+            x = (torch.cat([x, skip], dim=-1) if index == last else x).to(dtype)  # once for both
             first, shortcut = convolve(stage.resnet.first, x), convolve(stage.resnet.shortcut, x)
-        x = _activate(stage.resnet.first_norm, first) + times[index]
+        x = _sum_as(dtype, _activate(stage.resnet.first_norm, first), times[index])
         x = _activate(stage.resnet.second_norm, convolve(stage.resnet.second, x)) + shortcut
         for block in stage.blocks:
-            x = _transform(block, x, weights.heads, valid, scratch)
+            x = _transform(block, x, weights.heads, bias, scratch)
         if index == 0:
             skip = x
         if stage.after is not None:
             x = convolve(stage.after, x)
-    return convolve(weights.projection, _activate(weights.final_norm, convolve(weights.final, x)))
+    return convolve(weights.projection, _activate(weights.final_norm, convolve(weights.final, x))).float()
 
 
 def _activate(norm: Norm, x: Tensor) -> Tensor:
     return F.mish(normalize(norm, x))
 
 
-def _transform(block: Block, x: Tensor, heads: int, valid: Tensor | None, scratch: Scratch) -> Tensor:
+def _plus(start: Tensor, x: Tensor) -> Tensor:
+    """(R, T, C) of ``start``, to whose row r is added row r mod B of ``x`` (B, T, C)."""
+    return (start.unflatten(0, (-1, x.size(0))) + x).flatten(0, 1)
+
+
+def _sum_as(dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
+    """a + b, computed in their own format and rounded to another; on CUDA by one kernel."""
+    return torch.add(a, b, out=torch.empty(a.shape, dtype=dtype, device=a.device))
+
+
+def _transform(block: Block, x: Tensor, heads: int, bias: Tensor | None, scratch: Scratch) -> Tensor:
     """One transformer block; the residual stream (R, T, C) is fp32, the rest in the weights' format."""
     dtype = block.qkv.weight.dtype
     h = normalize(block.attention_norm, x).to(dtype)
     parts = linear(h, block.qkv.weight).unflatten(-1, (3, heads, -1)).unbind(dim=2)
-    attended = attend(*(part.transpose(1, 2) for part in parts), valid, scratch)
+    attended = attend(*(part.transpose(1, 2) for part in parts), bias, scratch)
     x = x + linear(attended.transpose(1, 2).flatten(2), block.out.weight, block.out.bias)
     h = F.gelu(linear(normalize(block.mlp_norm, x).to(dtype), block.up.weight, block.up.bias))
     return x + linear(h, block.down.weight, block.down.bias)

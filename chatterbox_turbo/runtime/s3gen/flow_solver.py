@@ -7,27 +7,17 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from ..device.graphs import GraphRunner
 from . import attention as flow_attention
+from .attention import hiding
 from .flow_estimator import Constant, EstimatorWeights, constant, velocity
-from .frames import valid_frames
-from .scratch import Scratch
-
-BUCKET = 64  # frames (1.3 s): lengths for which graphs are captured
-MAX_GRAPHS = 16
+from .frames import Conv, valid_frames
+from .graphed import GraphedNetwork
 
 
-class FlowSolver:
-    """Solves for one utterance or several; buffers and graphs are kept from call to call.
+class FlowSolver(GraphedNetwork):
+    """Solves for one utterance or several; ``function`` is ``velocity``, or what a compiler has made of it."""
 
-    Graphs are for single utterances: several have enough work to hide the launches, in shapes that seldom come again.
-
-    Args:
-        weights: of the estimator.
-        disable: no CUDA graphs.
-        function: ``velocity``, or what a compiler has made of it.
-        addresses: fingerprint of the weights for ``GraphRunner``.
-    """
+    longest = 2048
 
     def __init__(
         self,
@@ -37,14 +27,17 @@ class FlowSolver:
         addresses: Callable[[], Hashable] = lambda: (),
     ):
         flow_attention.prepare(weights.dtype, weights.device)
-        self.weights, self._scratch, self._bucket = weights, Scratch(), 1 if disable else BUCKET
+        super().__init__(weights, disable, function, addresses)
 
-        def run(key: tuple, state: Tensor, first: Tensor, shortcut: Tensor, times: Tensor, *valid: Tensor) -> Tensor:
-            start, seen = Constant(first, shortcut), valid[0] if valid else None
-            return function(self.weights, state, start, times, seen, self._scratch)
-
-        self.runner = GraphRunner(run, disable=disable, addresses=addresses, max_graphs=MAX_GRAPHS)
-        self._eager = GraphRunner(run, disable=True)
+    def _run(
+        self, key: tuple, state: Tensor, first: Tensor, shortcut: Tensor, times: Tensor, factors: Tensor, *bias: Tensor
+    ) -> Tensor:
+        """The next state (B, T, 80): each velocity times its factor is added to the one before."""
+        start = Constant(first, shortcut)
+        moved = self._function(self.weights, state, start, times, bias[0] if bias else None, self._scratch)
+        for part, factor in zip(moved.split(state.size(0)), factors, strict=False):
+            state = torch.addcmul(state, part, factor)
+        return state
 
     def solve(
         self,
@@ -65,46 +58,39 @@ class FlowSolver:
 
         Args:
             noise, mean, condition: (B, 80, T); ``mean`` is the encoder's output, ``condition`` the prompt's mel.
-            times: (S + 1,) fp32, from 0 to 1.
+            times: (S + 1,) fp32, from 0 to 1, on the device.
             projections: (S, stages, C) fp32, the time of each step as each resnet reads it.
             speaker: (B, 80).
             lengths: frames of each utterance; ``None`` where all have T.
             guidance: w; ``None`` for a model without guidance (mean flow).
             guided_steps: steps from the first on that are guided; the others cost half. All where it is ``None``.
         """
-        dtype, frames = noise.dtype, noise.size(2)
-        padding = -frames % self._bucket if noise.size(0) == 1 else 0
-        lengths = [frames] * noise.size(0) if lengths is None else lengths
-        valid = valid_frames(lengths, frames + padding, noise.device)
-        state, mean, condition = (_rows(part, padding) for part in (noise, mean, condition))
-        if valid is not None:
+        rows, frames, steps = noise.size(0), noise.size(2), len(times) - 1
+        lengths = [frames] * rows if lengths is None else lengths
+        runner, total = self._choose(rows, frames, calls=steps)
+        valid = valid_frames(lengths, total, noise.device)
+        if valid is None and runner is self.runner:  # one graph a length
+            valid = noise.new_ones((rows, total), dtype=torch.bool)
+        state, mean, condition = (_rows(part, total - frames) for part in (noise, mean, condition))
+        if any(length < frames for length in lengths):
             mean, condition = mean * valid[..., None], condition * valid[..., None]
         start = constant(self.weights, mean, speaker.float(), condition)
-        both = start
+        moves = times.diff()[:, None]
+        alone = (start, moves, _bias(valid, 1, self.weights.dtype))
+        guided = alone
         if guidance is not None:
-            nothing = constant(self.weights, *(torch.zeros_like(part[:1]) for part in (mean, speaker.float(), mean)))
-            both = Constant(*(torch.cat([a, b.expand_as(a)]) for a, b in _pairs(start, nothing)))
-        steps = [float(step) for step in times.diff().tolist()]
-        for index, step in enumerate(steps):
-            guided = guidance is not None and (guided_steps is None or index < guided_steps)
-            used, seen = (both, _twice(valid)) if guided else (start, valid)
-            moved = self._velocity(state, used, projections[index], seen)
-            if guided:
-                given, alone = moved.chunk(2)
-                moved = (1.0 + guidance) * given - guidance * alone
-            state = state + step * moved
-        return state[:, :frames].transpose(1, 2).to(dtype)
-
-    def _velocity(self, state: Tensor, start: Constant, times: Tensor, valid: Tensor | None) -> Tensor:
-        masks = () if valid is None else (valid,)
-        key = (*start.first.shape[:2], state.size(0), bool(masks))
-        runner = self.runner if state.size(0) == 1 else self._eager
-        return runner(key, state, start.first, start.shortcut, times, *masks)
-
-    def release(self) -> None:
-        """Give buffers and graphs back."""
-        self._scratch.release()
-        self.runner.reset()
+            both = Constant(
+                _and_nothing(start.first, self.weights.given),
+                _and_nothing(start.shortcut, self.weights.given_shortcut),
+            )
+            factors = torch.cat([moves * (1.0 + guidance), moves * -guidance], dim=1)
+            guided = (both, factors, _bias(valid, 2, self.weights.dtype))
+        for index in range(steps):
+            used, factors, bias = guided if guided_steps is None or index < guided_steps else alone
+            key = (total, used.first.size(0), rows, bool(bias))
+            state = runner(key, state, used.first, used.shortcut, projections[index], factors[index], *bias)
+        # cloned, because the last state is a graph's buffer
+        return state[:, :frames].clone().transpose(1, 2).to(noise.dtype)
 
 
 def _rows(x: Tensor, padding: int) -> Tensor:
@@ -112,12 +98,15 @@ def _rows(x: Tensor, padding: int) -> Tensor:
     return torch.nn.functional.pad(x.transpose(1, 2).float(), (0, 0, 0, padding)).contiguous()
 
 
-def _twice(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.repeat(2, 1)
+def _and_nothing(x: Tensor, conv: Conv) -> Tensor:
+    """(2 B, T, C) of ``x`` (B, T, C), and of what ``conv`` makes of zeros, which is its bias."""
+    nothing = torch.zeros_like(x) if conv.bias is None else conv.bias.to(x.dtype).expand_as(x)
+    return torch.cat([x, nothing])
 
 
-def _pairs(a: Constant, b: Constant) -> tuple[tuple[Tensor, Tensor], ...]:
-    return (a.first, b.first), (a.shortcut, b.shortcut)
+def _bias(valid: Tensor | None, times: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """What hides frames (R, T) from attention, for ``times`` R rows; nothing where all are seen."""
+    return () if valid is None else (hiding(valid.repeat(times, 1), dtype),)
 
 
 def schedule(steps: int, cosine: bool, device: torch.device) -> Tensor:

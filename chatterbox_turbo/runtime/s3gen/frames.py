@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cpu.onednn import linear
+from ..device.devices import on_device
 from ..layers import Norm
 
 
@@ -22,15 +23,18 @@ class Conv:
 
 
 def convolve(conv: Conv, x: Tensor) -> Tensor:
-    """A causal convolution of (R, T, in) in the weights' format: (R, T, out) fp32."""
+    """A causal convolution of (R, T, in) in the weights' format, and in that: (R, T, out)."""
     x, width = x.to(conv.weight.dtype), conv.weight.size(-1)
     if width == 1:
-        return linear(x, conv.weight[..., 0], conv.bias).float()
-    return F.conv1d(F.pad(x, (0, 0, width - 1, 0)).transpose(1, 2), conv.weight, conv.bias).transpose(1, 2).float()
+        return linear(x, conv.weight[..., 0], conv.bias)
+    # zeros at both ends, because those before cost nothing then; what sees those behind is cut off
+    return F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, padding=width - 1)[..., : x.size(1)].transpose(1, 2)
 
 
 def normalize(norm: Norm, x: Tensor) -> Tensor:
-    """LayerNorm over the last dimension."""
+    """LayerNorm over the last dimension, in fp32 and to fp32."""
+    # the layout that the norm wants is made together with the cast, where there is one
+    x = x.to(torch.float32, memory_format=torch.contiguous_format)
     return F.layer_norm(x, (x.size(-1),), norm.weight, norm.bias, norm.eps)
 
 
@@ -44,5 +48,7 @@ def valid_frames(lengths: Sequence[int], total: int, device: torch.device) -> Te
     """(R, total) bool, the frames before each length; ``None`` where nothing is padding."""
     if all(length == total for length in lengths):
         return None
-    ends = torch.tensor(list(lengths), device=device)
-    return torch.arange(total, device=device) < ends[:, None]
+    places = torch.arange(total, device=device)[None]
+    if len(lengths) == 1:
+        return places < lengths[0]  # a number needs no copy
+    return places < on_device(torch.tensor(list(lengths)), device)[:, None]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..cpu.onednn import linear
 from ..layers import Linear, Norm
-from .attention import Relative, attend
+from .attention import Relative, attend, hiding
 from .frames import Conv, convolve, normalize, valid_frames
 from .scratch import Scratch
 
@@ -69,9 +69,13 @@ class EncoderWeights:
 class SpeechEncoder:
     """Embedded speech tokens to hidden states of frames, for one utterance or several."""
 
+    @torch.inference_mode(False)
     def __init__(self, weights: EncoderWeights):
         self.weights, self._scratch = weights, Scratch()
-        self._table = torch.empty(0, weights.final_norm.weight.numel())
+        device, width = weights.final_norm.weight.device, weights.final_norm.weight.numel()
+        rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
+        self._rates = rates.to(device)
+        self._table = torch.empty(0, width, device=device)
 
     def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """(R, T, D) to (R, stride T, D) fp32; ``lengths``: tokens of each row, beyond which nothing is meant."""
@@ -82,9 +86,9 @@ class SpeechEncoder:
             x = x * valid[..., None]
         ahead, behind = weights.look_ahead
         reach = ahead.weight.size(-1) - 1
-        seen = F.leaky_relu(convolve(ahead, F.pad(x, (0, 0, 0, reach)))[:, reach:])
-        x = self._transform(weights.tokens, x + convolve(behind, seen), valid)
-        x = convolve(weights.upsampling, x.repeat_interleave(weights.stride, dim=1))
+        seen = F.leaky_relu(convolve(ahead, F.pad(x, (0, 0, 0, reach)))[:, reach:].float())
+        x = self._transform(weights.tokens, x + convolve(behind, seen).float(), valid)
+        x = convolve(weights.upsampling, x.repeat_interleave(weights.stride, dim=1)).float()
         valid = valid_frames([weights.stride * length for length in lengths], weights.stride * tokens, x.device)
         x = self._transform(weights.frames, _embed(weights.frames, x), valid)
         return normalize(weights.final_norm, x)
@@ -95,32 +99,32 @@ class SpeechEncoder:
         self._table = self._table[:0]
 
     def _transform(self, stack: Stack, x: Tensor, valid: Tensor | None) -> Tensor:
-        table = self._positions(x.size(1), x.device).to(stack.embed.weight.dtype)
+        table = self._positions(x.size(1)).to(stack.embed.weight.dtype)
+        bias = hiding(valid, stack.embed.weight.dtype)
         for layer in stack.layers:
-            x = self._layer(layer, x, table, valid)
+            x = self._layer(layer, x, table, bias)
         return x
 
-    def _layer(self, layer: Layer, x: Tensor, table: Tensor, valid: Tensor | None) -> Tensor:
+    def _layer(self, layer: Layer, x: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         heads, dtype = self.weights.heads, layer.qkv.weight.dtype
         h = linear(normalize(layer.attention_norm, x).to(dtype), layer.qkv.weight, layer.qkv.bias)
         q, k, v = h.unflatten(-1, (3, heads, -1)).unbind(dim=2)
         keys = linear(table, layer.positions.weight).unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
         relative = Relative(((q + layer.position_bias) * q.size(-1) ** -0.5).transpose(1, 2).contiguous(), keys)
         q = q + layer.content_bias
-        attended = attend(*(part.transpose(1, 2) for part in (q, k, v)), valid, self._scratch, relative)
+        attended = attend(*(part.transpose(1, 2) for part in (q, k, v)), bias, self._scratch, relative)
         x = x + linear(attended.transpose(1, 2).flatten(2), layer.out.weight, layer.out.bias)
         h = F.silu(linear(normalize(layer.mlp_norm, x).to(dtype), layer.up.weight, layer.up.bias))
         return x + linear(h, layer.down.weight, layer.down.bias)
 
     @torch.inference_mode(False)  # kept for calls outside of inference mode
-    def _positions(self, frames: int, device: torch.device) -> Tensor:
+    @torch.inference_mode(False)  # kept for calls outside of inference mode
+    def _positions(self, frames: int) -> Tensor:
         """(2 T - 1, D) fp32: sinusoids of the distances T - 1 to 1 - T, sines and cosines in turns."""
-        if len(self._table) < 2 * frames - 1 or self._table.device != device:
-            distances = torch.arange(frames - 1, -frames, -1, dtype=torch.float32)
-            width = self._table.size(1)
-            rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
-            angles = distances[:, None] * rates
-            self._table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device)
+        if len(self._table) < 2 * frames - 1:
+            distances = torch.arange(frames - 1, -frames, -1, dtype=torch.float32, device=self._rates.device)
+            angles = distances[:, None] * self._rates
+            self._table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
         middle = len(self._table) // 2
         return self._table[middle - frames + 1 : middle + frames]
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device.devices import on_device
 from .frames import stacked
 from .vocoder_network import Convolution, Network, NetworkWeights, convolve
 
@@ -109,8 +110,8 @@ def _excite(source: Source, pitch: Tensor) -> Tensor:
     # drawn on the host, whatever the device, as upstream's distribution is
     low, high = -math.pi, math.pi
     phases = low + torch.rand(pitch.size(0), source.harmonics, 1) * (torch.tensor(high) - torch.tensor(low))
-    phases = phases.to(pitch.device)
     phases[:, 0] = 0
+    phases = on_device(phases, pitch.device)
     sines = angles.add_(phases).sin_().mul_(source.amplitude)
     voiced = (pitch > source.threshold).to(torch.float32)
     loudness = voiced * source.noise + (1 - voiced) * source.amplitude / 3

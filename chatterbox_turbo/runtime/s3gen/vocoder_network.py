@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..device.graphs import GraphRunner
-from .frames import valid_frames
+from ..device.devices import on_device
+from .graphed import GraphedNetwork
 from .scratch import Scratch
 
-BUCKET = 32  # frames (0.64 s): lengths for which graphs are captured
-MAX_GRAPHS = 16
 PART = 2**19  # bytes of an activation at once
 
 
@@ -113,16 +111,20 @@ def convolve(convolution: Convolution, x: Tensor) -> Tensor:
     return function(x, convolution.weight, convolution.bias, **convolution.options)
 
 
-def _masks(weights: NetworkWeights, lengths: Sequence[int], total: int, device: torch.device) -> list[Tensor]:
-    """(B, 1, n) bool of every resolution for utterances of these lengths in ``total`` frames; none without padding."""
-    masks = [valid_frames(lengths, total, device)]
-    if masks[0] is None:
-        return []
-    for index, level in enumerate(weights.levels):
-        more = int(index == len(weights.levels) - 1)  # the reflected one
-        lengths, total = [level.stride * length + more for length in lengths], level.stride * total + more
-        masks.append(valid_frames(lengths, total, device))
-    return [mask[:, None] for mask in masks]
+def _resolutions(weights: NetworkWeights, length: int) -> list[int]:
+    """Frames of every resolution, that of the mel frames first."""
+    lengths = [length]
+    for level in weights.levels:
+        lengths.append(level.stride * lengths[-1])
+    lengths[-1] += 1  # the reflected one
+    return lengths
+
+
+def _masks(weights: NetworkWeights, ends: Tensor, total: int) -> list[Tensor]:
+    """(B, 1, n) bool of every resolution, for utterances in ``total`` frames that end at ``ends`` (resolutions, B)."""
+    totals = _resolutions(weights, total)
+    places = torch.arange(max(totals), device=ends.device)[None, None]
+    return [places[..., :n] < end[:, None, None] for n, end in zip(totals, ends, strict=True)]
 
 
 def _keep(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -153,17 +155,10 @@ def _snake(snake: Snake, x: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
     return out
 
 
-class Network:
-    """``decode`` for one utterance or several; buffers and graphs are kept from call to call.
+class Network(GraphedNetwork):
+    """``decode`` for one utterance or several; ``function`` is ``decode``, or what a compiler has made of it."""
 
-    Graphs are for single utterances: several have enough work to hide the launches, in shapes that seldom come again.
-
-    Args:
-        weights: of the network.
-        disable: no CUDA graphs.
-        function: ``decode``, or what a compiler has made of it.
-        addresses: fingerprint of the weights for ``GraphRunner``.
-    """
+    longest = 512
 
     def __init__(
         self,
@@ -172,13 +167,11 @@ class Network:
         function: Callable[..., Tensor] = decode,
         addresses: Callable[[], Hashable] = lambda: (),
     ):
-        self.weights, self._scratch, self._bucket = weights, Scratch(), 1 if disable else BUCKET
+        super().__init__(weights, disable, function, addresses)
 
-        def run(key: tuple, mel: Tensor, spectrum: Tensor, *valid: Tensor) -> Tensor:
-            return function(self.weights, mel, spectrum, valid, self._scratch)
-
-        self.runner = GraphRunner(run, disable=disable, addresses=addresses, max_graphs=MAX_GRAPHS)
-        self._eager = GraphRunner(run, disable=True)
+    def _run(self, key: tuple, mel: Tensor, spectrum: Tensor, *ends: Tensor) -> Tensor:
+        valid = _masks(self.weights, ends[0], mel.size(2)) if ends else ()
+        return self._function(self.weights, mel, spectrum, valid, self._scratch)
 
     def __call__(self, mel: Tensor, spectrum: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """(B, n_fft + 2, F) fp32: logarithmic magnitudes, then phases; with graphs, a static buffer.
@@ -188,16 +181,13 @@ class Network:
             spectrum: (B, n_fft + 2, F) fp32 of the source, likewise.
             lengths: frames of each utterance; ``None`` where all have T. What comes behind them means nothing.
         """
-        rows, frames, ends = mel.size(0), mel.size(2), spectrum.size(2)
-        padding = -frames % self._bucket if rows == 1 else 0
-        valid = _masks(self.weights, lengths or [frames] * rows, frames + padding, mel.device)
-        if padding:
+        rows, frames, last = mel.size(0), mel.size(2), spectrum.size(2)
+        runner, total = self._choose(rows, frames)
+        lengths, ends = lengths or [frames] * rows, ()
+        if runner is self.runner or any(length < total for length in lengths):
+            by_resolution = zip(*(_resolutions(self.weights, length) for length in lengths), strict=True)
+            ends = (on_device(torch.tensor(list(by_resolution)), mel.device),)
+        if total > frames:
             scale = math.prod(level.stride for level in self.weights.levels)
-            mel, spectrum = F.pad(mel, (0, padding)), F.pad(spectrum, (0, scale * padding))
-        runner = self.runner if rows == 1 else self._eager
-        return runner((rows, frames + padding, bool(valid)), mel, spectrum, *valid)[:, :, :ends]
-
-    def release(self) -> None:
-        """Give buffers and graphs back."""
-        self._scratch.release()
-        self.runner.reset()
+            mel, spectrum = F.pad(mel, (0, total - frames)), F.pad(spectrum, (0, scale * (total - frames)))
+        return runner((total, rows, bool(ends)), mel, spectrum, *ends)[:, :, :last]

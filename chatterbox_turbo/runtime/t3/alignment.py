@@ -2,8 +2,8 @@
 
 The decisions are those of ``AlignmentStreamAnalyzer`` (upstream ``models/t3/inference/alignment_stream_analyzer.py``),
 which keeps the attention of all steps on the host and reads it again at each. Here every request has one row of
-state that grows by nothing, and no step waits for the device. What upstream computes without ever letting it reach
-the logits (false starts, durations, the attention of the first step) is left out.
+static tensors, and no step waits for the device: it can be captured in a CUDA graph. What upstream computes without
+ever letting it reach the logits (false starts, durations, the attention of the first step) is left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ BOUND = 2.0**15  # stands for infinity in logits; float16 holds it
 ENDING = 3  # text tokens that count as the end: the stop token draws little attention, punctuation stands before it
 RECENT = 5  # text tokens whose attention after the end is no repetition; texts of no more may stop at any time
 BACKWARD, FORWARD = -4, 7  # a move of the position strictly between them is continuous
+WIDTH = 128  # room for text grows by so many tokens: tensors that move lose their graphs
 TAIL_LIMIT = 5.0  # attention of one of the last tokens, summed over steps after the end (0.2 s at full attention)
 REPETITION_LIMIT = 5.0  # largest attention to text before the last ``RECENT`` tokens, summed over steps after the end
 
@@ -39,10 +40,9 @@ def describe(flags: int) -> list[str]:
 
 @dataclass
 class _State:
-    """N requests, one row each; int64 where nothing else is said."""
+    """N rows, the first of which are requests; int64 where nothing else is said. S: text tokens of a request."""
 
-    start: Tensor  # (N,), cache position of the first text token
-    length: Tensor  # (N,), text tokens S
+    length: Tensor  # (N,), S
     frame: Tensor  # (N,), steps before the current one
     current: Tensor  # (N,), text token with the most attention in the current step
     position: Tensor  # (N,), the same, without discontinuous moves
@@ -51,38 +51,56 @@ class _State:
     repeated: Tensor  # (N,) float, largest attention to earlier text tokens, summed likewise
     previous: Tensor  # (N,), the id that the last step began with
     flags: Tensor  # (N,), reasons so far
+    text: Tensor  # (N, W), cache positions of the text; padding repeats the last one, so no index lies beyond the maps
+    early: Tensor  # (N, W) bool, text tokens before the recent ones
+    ending: Tensor  # (N, 3), the last text tokens; of fewer than 3 the first one twice, which leaves a maximum as it is
 
     @classmethod
-    def new(cls, rows: int, start: int, length: int, device: torch.device) -> _State:
-        """State after the first step, without a wait for the device. Fields may share memory: none is written to."""
-        zero = torch.zeros((rows,), dtype=torch.long, device=device)
+    @torch.inference_mode(False)  # ordinary tensors can be written inside and outside of inference mode
+    def new(cls, rows: int, width: int, device: torch.device) -> _State:
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
+
         # double precision loses nothing of float32 values that a limit could notice; MPS has none
         precision = torch.float32 if device.type == "mps" else torch.float64
-        sums = torch.zeros((rows, ENDING), dtype=precision, device=device)
+        sums = torch.zeros((rows, 1 + ENDING), dtype=precision, device=device)
         return cls(
-            start=zero + start,
-            length=zero + length,
-            frame=zero,
-            current=zero,
-            position=zero,
-            complete=zero + length <= ENDING,
-            tail=sums,
+            length=integers(rows),
+            frame=integers(rows),
+            current=integers(rows),
+            position=integers(rows),
+            complete=integers(rows).bool(),
+            tail=sums[:, 1:],
             repeated=sums[:, 0],
-            previous=zero,
-            flags=zero,
+            previous=integers(rows),
+            flags=integers(rows),
+            text=integers(rows, width),
+            early=integers(rows, width).bool(),
+            ending=integers(rows, ENDING),
         )
 
-    def joined(self, other: _State) -> _State:
-        return _State(*(torch.cat(pair) for pair in zip(self._values(), other._values(), strict=True)))
+    def enter(self, row: int, start: int, length: int) -> None:
+        """A request in its first step. Numbers reach the device without a wait for it."""
+        for value in self.values():
+            value[row] = 0
+        columns = torch.arange(self.text.size(1), device=self.text.device)
+        self.length[row] = length
+        self.complete[row] = length <= ENDING
+        self.text[row] = columns.clamp(max=length - 1) + start
+        self.early[row] = columns < length - RECENT
+        self.ending[row] = (length - ENDING + torch.arange(ENDING, device=columns.device)).clamp(min=0)
 
-    def without(self, number: int) -> _State:
-        """All rows but ``number``, whose place the last one takes."""
-        last = self.start.size(0) - 1
-        if number == last:
-            return _State(*(value[:-1] for value in self._values()))
-        return _State(*(torch.cat((v[:number], v[last:], v[number + 1 : last])) for v in self._values()))
+    def take(self, other: _State, rows: int) -> None:
+        """The first rows of another one, of the same width or less."""
+        for mine, its in zip(self.values(), other.values(), strict=True):
+            (mine if mine.dim() == 1 else mine[:, : its.size(1)])[:rows] = its[:rows]
+        self.text[:, other.text.size(1) :] = self.text[:, other.text.size(1) - 1, None]
 
-    def _values(self) -> list[Tensor]:
+    def first(self, rows: int) -> _State:
+        """Views of the first rows."""
+        return _State(*(value[:rows] for value in self.values()))
+
+    def values(self) -> list[Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
 
 
@@ -110,11 +128,18 @@ class AlignmentAnalysis:
         self._stop = stop_token
         self._device = torch.device(device)
         self._spans: list[tuple[int, int]] = []  # (start, S) on the host: widths are known without a sync
-        self._state = _State.new(0, 0, 0, self._device)
-        self._lay_out()
+        self._state = _State.new(1, WIDTH, self._device)
+        self._columns = self._count()
+        self._rows = 0
 
     def __len__(self) -> int:
         return len(self._spans)
+
+    def begin(self, requests: int) -> None:
+        """Forget everything, and have room for so many requests."""
+        self._spans, self._rows = [], 0
+        self._make_room(requests, 0)
+        self._state.text.zero_()  # rows without meaning are computed too: they read within every map
 
     def admit(self, start: int, length: int) -> None:
         """Append a request in its first step.
@@ -131,9 +156,19 @@ class AlignmentAnalysis:
                 f"The text has {length} tokens and starts at {start}, but must have at least one, and start at 0 or "
                 "later."
             )
+        self._make_room(len(self) + 1, length)
+        self._state.enter(len(self), start, length)
         self._spans.append((start, length))
-        self._state = self._state.joined(_State.new(1, start, length, self._device))
-        self._lay_out()
+        self._rows = len(self)
+
+    def expect(self, rows: int) -> None:
+        """So many rows come from now on; what those behind the requests hold means nothing."""
+        self._make_room(rows, 0)
+        self._rows = rows
+
+    def tensors(self) -> list[Tensor]:
+        """Its state: static tensors, which move only where ``begin``, ``admit`` or ``expect`` need more room."""
+        return self._state.values()
 
     def observe(self, maps: Tensor) -> None:
         """Take in one step of every request.
@@ -143,22 +178,23 @@ class AlignmentAnalysis:
                 a request's text is not read.
         """
         reach = max((start + length for start, length in self._spans), default=0)
-        if maps.dim() != 2 or maps.size(0) != len(self) or maps.size(1) < reach:
-            wanted = f"({len(self)}, {reach} or more)"
+        if maps.dim() != 2 or maps.size(0) != self._rows or maps.size(1) < reach:
+            wanted = f"({self._rows}, {reach} or more)"
             raise InvalidRequestError(f"Attention has the shape {tuple(maps.shape)}, but must be {wanted}.")
-        state = self._state
-        state.frame = state.frame + 1
+        state = self._state.first(self._rows)
+        state.frame += 1
         # monotonic mask: token c is visible from step c on
-        rows = torch.where(self._columns <= state.frame[:, None], maps.gather(1, self._text), 0.0)
+        rows = torch.where(self._columns <= state.frame[:, None], maps.gather(1, state.text), 0.0)
         # the first of equals: padding repeats the last text token, and never wins over it
-        state.current = rows.argmax(dim=1)
-        move = state.current - state.position
-        state.position = torch.where((move > BACKWARD) & (move < FORWARD), state.current, state.position)
+        current = rows.argmax(dim=1)
+        move = current - state.position
+        state.current.copy_(current)
+        state.position.copy_(torch.where((move > BACKWARD) & (move < FORWARD), current, state.position))
         # before ``complete`` is updated: the completing step itself counts in neither sum
-        earlier = torch.where(self._early, rows, 0.0).amax(dim=1)
-        state.tail = torch.where(state.complete[:, None], state.tail + rows.gather(1, self._ending), state.tail)
-        state.repeated = torch.where(state.complete, state.repeated + earlier, state.repeated)
-        state.complete = state.complete | (state.position >= state.length - ENDING)
+        earlier = torch.where(state.early, rows, 0.0).amax(dim=1)
+        state.tail += torch.where(state.complete[:, None], rows.gather(1, state.ending), 0.0)
+        state.repeated += torch.where(state.complete, earlier, 0.0)
+        state.complete |= state.position >= state.length - ENDING
 
     def constrain(self, logits: Tensor, previous: Tensor) -> Tensor:
         """Logits in which stop is impossible before the end of the text, and certain after a bad ending.
@@ -170,17 +206,17 @@ class AlignmentAnalysis:
         Returns:
             (N, V), a new tensor of the same dtype.
         """
-        if logits.dim() != 2 or logits.size(0) != len(self) or previous.shape != logits.shape[:1]:
+        if logits.dim() != 2 or logits.size(0) != self._rows or previous.shape != logits.shape[:1]:
             shapes = f"Logits {tuple(logits.shape)} and previous ids {tuple(previous.shape)}"
-            raise InvalidRequestError(f"{shapes} do not fit {len(self)} requests.")
-        state = self._state
+            raise InvalidRequestError(f"{shapes} do not fit {self._rows} requests.")
+        state = self._state.first(self._rows)
         # both sums are 0 until completion
         long_tail = state.tail.amax(dim=1) >= TAIL_LIMIT
         repetition = state.repeated > REPETITION_LIMIT
         # two equal ids end an utterance, but not the first two
         stuck = (state.frame >= 2) & (previous == state.previous)
-        state.previous = previous.clone()  # the caller may reuse its buffer
-        state.flags = state.flags | LONG_TAIL * long_tail | ALIGNMENT_REPETITION * repetition | TOKEN_REPETITION * stuck
+        state.previous.copy_(previous)
+        state.flags |= LONG_TAIL * long_tail | ALIGNMENT_REPETITION * repetition | TOKEN_REPETITION * stuck
 
         forced = long_tail | repetition | stuck
         early = (state.current < state.length - ENDING) & (state.length > RECENT)
@@ -196,24 +232,27 @@ class AlignmentAnalysis:
         last = self._spans.pop()
         if number < len(self):
             self._spans[number] = last
-        self._state = self._state.without(number)
-        self._lay_out()
+            for value in self._state.values():
+                value[number] = value[len(self)]
+        self._state.text[len(self)] = 0
+        self._rows = len(self)
 
     def reasons(self) -> Tensor:
         """(N,) int64: bits of all reasons that have forced a stop since admission, for ``describe``."""
-        return self._state.flags
+        return self._state.flags[: self._rows]
 
     def positions(self) -> Tensor:
         """(N,) int64: the text token that each utterance has come to."""
-        return self._state.position
+        return self._state.position[: self._rows]
 
-    def _lay_out(self) -> None:
-        """Indices and masks of the padded text (N, S_max), which change only when requests come or go."""
-        start, length = self._state.start[:, None], self._state.length[:, None]
-        width = max((length for _, length in self._spans), default=1)
-        self._columns = torch.arange(width, device=self._device)[None]
-        self._early = self._columns < length - RECENT
-        # padding repeats the last text token, so no index lies beyond the maps
-        self._text = start + torch.minimum(self._columns, length - 1)
-        # of fewer than 3 tokens the first one is read twice, which leaves the maximum as it is
-        self._ending = (length - ENDING + torch.arange(ENDING, device=self._device)).clamp(min=0)
+    def _make_room(self, rows: int, length: int) -> None:
+        state = self._state
+        width = max(-(-length // WIDTH) * WIDTH, state.text.size(1))
+        if rows > state.text.size(0) or width > state.text.size(1):
+            self._state = _State.new(max(rows, state.text.size(0)), width, self._device)
+            self._state.take(state, len(self))
+            self._columns = self._count()
+
+    @torch.inference_mode(False)
+    def _count(self) -> Tensor:
+        return torch.arange(self._state.text.size(1), device=self._device)[None]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device.graphs import GraphRunner
 from .kv_cache import KVCache, bucketed
-from .transformer import Watch, decode_step, prefill
+from .operations import Watch
+from .transformer import decode_step, prefill
 from .weights import Weights
 
 PREFILL_POSITIONS = 2048  # of all rows of one prefill, padding included
@@ -28,6 +28,8 @@ class TransformersBackbone:
         head: hidden state (R, 1, D) to logits (R, 1, V).
         attention_maps: ask for attention maps, where that decides which kernel runs.
     """
+
+    captured = False
 
     def __init__(self, model: nn.Module, head: nn.Module, attention_maps: bool = False):
         self.model, self.head = model, head
@@ -63,50 +65,38 @@ class TransformersBackbone:
 
 
 class Step(Protocol):
-    """One position more in every row in use, with a cache of ``cache_dtype``."""
+    """One position more in every row in use, with a cache of ``cache_dtype``.
+
+    ``captured``: it is to run inside a CUDA graph: it waits for nothing, and no shape depends on values.
+    """
 
     cache_dtype: torch.dtype
+    captured: bool
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(R, D) to logits (R, V) fp32 and, where heads are watched, attention (R, C) fp32; lengths stay."""
+        """(R, D) to logits (R, V) fp32 and, where heads are watched, attention (R, C) fp32; lengths stay.
+
+        Where it is captured, rows beyond those in use may be among the R; what they give means nothing.
+        """
 
 
 class TorchStep:
-    """``transformer.decode_step``, replayed as a CUDA graph where ``disable`` is false.
-
-    Graphs are captured for a bounded number of shapes: rows by fours, positions by buckets.
+    """``transformer.decode_step``.
 
     Args:
-        disable: no graphs.
-        function: ``decode_step``, or what a compiler has made of it.
+        captured: see ``Step``.
+        function: ``decode_step``, with other operations or as a compiler has made it.
     """
 
-    def __init__(self, weights: Weights, watch: Watch = (), disable: bool = True, function: Callable = decode_step):
+    def __init__(self, weights: Weights, watch: Watch = (), captured: bool = False, function: Callable = decode_step):
         # attention kernels on CPUs are as fast in fp32, and it keeps rounding out of the cache
         self.cache_dtype = weights.dtype if weights.device.type != "cpu" else torch.float32
-        self._cache: KVCache | None = None
-        address = weights.head.weight.data_ptr()
-
-        def run(key: tuple[int, int], embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-            logits, attention = function(weights, self._cache, embeds, lengths, key[1], watch)
-            return (logits,) if attention is None else (logits, attention)
-
-        def addresses() -> tuple[int, ...]:
-            return (self._cache.keys.data_ptr(), self._cache.values.data_ptr(), address)
-
-        self.runner = GraphRunner(run, disable=disable, addresses=addresses)
+        self.captured = captured
+        self._weights, self._watch, self._function = weights, watch, function
 
     def __call__(self, cache: KVCache, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._cache = cache
-        rows = embeds.size(0)
-        padded = min(padded_rows(rows), cache.keys.size(1))
-        if padded != rows:  # rows that nobody reads, at length 0
-            embeds = torch.cat([embeds, embeds.new_zeros(padded - rows, embeds.size(1))])
-        capacity = bucketed(max(cache.lengths) + 1)
-        outputs = self.runner((padded, capacity), embeds, cache.device_lengths[:padded])
-        # both belong to the graph and are overwritten by its next replay, when the loop is done with them
-        logits, attention = outputs[0][:rows], outputs[1][:rows] if len(outputs) == 2 else None
-        return logits, attention
+        lengths = cache.device_lengths[: embeds.size(0)]
+        return self._function(self._weights, cache, embeds, lengths, bucketed(max(cache.lengths) + 1), self._watch)
 
 
 def _together(embeds: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -122,9 +112,9 @@ def _together(embeds: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield some
 
 
-def padded_rows(rows: int) -> int:
-    """Rows for which a graph is captured: 1, 2, 3, 4, 8, 12 and so on."""
-    return rows if rows <= 4 else -(-rows // 4) * 4
+def padded(requests: int) -> int:
+    """Requests for which a graph is captured: 1, 2, 3, 4, 8, 12 and so on."""
+    return requests if requests <= 4 else -(-requests // 4) * 4
 
 
 class StaticBackbone:
@@ -134,9 +124,14 @@ class StaticBackbone:
         self.weights, self._step = weights, step
         self.cache = KVCache(len(weights.layers), weights.heads, weights.head_width, step.cache_dtype, weights.device)
 
+    @property
+    def captured(self) -> bool:
+        """Whether ``compute`` is to run inside a CUDA graph."""
+        return self._step.captured
+
     def begin(self, requests: int, rows: int) -> None:
         self._rows = rows
-        self.cache.begin(padded_rows(requests * rows))
+        self.cache.begin((padded(requests) if self.captured else requests) * rows)
 
     def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
         # all at once: growing would lose captured graphs on CUDA, and hold keys or values twice on a CPU
@@ -145,16 +140,38 @@ class StaticBackbone:
 
     def _prefill(self, embeds: Sequence[Tensor]) -> Tensor:
         longest = max(one.size(1) for one in embeds)
-        padded = [F.pad(one, (0, 0, 0, longest - one.size(1))) for one in embeds]
-        return prefill(
-            self.weights, self.cache, torch.cat(padded), [one.size(1) for one in embeds for _ in range(one.size(0))]
-        )
+        alike = [F.pad(one, (0, 0, 0, longest - one.size(1))) for one in embeds]
+        lengths = [one.size(1) for one in embeds for _ in range(one.size(0))]
+        return prefill(self.weights, self.cache, torch.cat(alike), lengths)
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         self.cache.ensure(max(self.cache.lengths) + 1)
+        result = self.compute(embeds)
+        self.advance()
+        return result
+
+    def compute(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a step does on the device, of ``shape``; there may be more rows than are in use."""
         logits, attention = self._step(self.cache, embeds)
-        self.cache.advance()
+        self.cache.count(embeds.size(0))
         return logits, None if attention is None else attention[:: self._rows]
+
+    def advance(self) -> None:
+        """What a step does on the host."""
+        self.cache.advance()
+
+    def shape(self) -> Hashable:
+        """What the shapes of the next ``compute`` depend on, rows apart."""
+        return bucketed(max(self.cache.lengths) + 1)
+
+    def addresses(self) -> Hashable:
+        """Fingerprint of the memory that ``compute`` reads and writes."""
+        cache = self.cache
+        return cache.keys.data_ptr(), cache.values.data_ptr(), self.weights.head.weight.data_ptr()
+
+    def changed(self) -> list[Tensor]:
+        """What ``compute`` changes, apart from positions that the next one with the same lengths writes again."""
+        return [self.cache.device_lengths]
 
     def leave(self, number: int) -> None:
         self.cache.drop(number * self._rows, self._rows)

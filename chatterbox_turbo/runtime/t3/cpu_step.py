@@ -11,7 +11,7 @@ from torch import Tensor
 from ..cpu.threads import kernel_threads, why_no_kernels
 from ..layers import Linear, Norm
 from .kv_cache import BUCKET, KVCache, bucketed
-from .transformer import Watch
+from .operations import Watch
 from .weights import Weights
 
 FORMATS = (torch.float32, torch.bfloat16)
@@ -36,6 +36,8 @@ def unsuitable(weights: Weights) -> str:
 
 class CpuStep:
     """One position more in every row in use, as ``transformer.decode_step``, within fp32 rounding."""
+
+    captured = False
 
     def __init__(self, weights: Weights, watch: Watch = ()):
         from ..cpu import instructions as cpu_instructions

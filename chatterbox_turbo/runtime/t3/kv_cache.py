@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..cpu.host_memory import reserve
 
+IDLE_SHARE = 16  # of a GPU's memory: what a batch leaves behind at most
 BUCKET = 256  # positions; the cache grows, and attention runs, over multiples of it
 
 
@@ -58,13 +59,21 @@ class KVCache:
     def begin(self, rows: int) -> None:
         """Empty the cache and have room for so many rows.
 
-        A larger cache than that is kept on CUDA, where captured graphs hold its addresses, and given back elsewhere.
+        A larger cache than that is kept on CUDA, where captured graphs hold its addresses, unless a good part of the
+        device's memory would lie idle; elsewhere it is given back.
         """
         self.lengths = []
         self.device_lengths.zero_()
         allocated = self.keys.size(1)
-        if allocated < rows or (allocated > rows and self.keys.device.type != "cuda"):
+        if allocated < rows or (allocated > rows and self._idle(allocated - rows)):
             self._allocate(rows, self.capacity)
+
+    def _idle(self, rows: int) -> bool:
+        """Whether so many rows that are not in use are too many."""
+        if self.keys.device.type != "cuda":
+            return True
+        total = torch.cuda.get_device_properties(self.keys.device).total_memory
+        return self.nbytes // self.keys.size(1) * rows > total // IDLE_SHARE
 
     def ensure(self, positions: int) -> None:
         """Have room for so many positions in every row; what is there stays.
@@ -80,9 +89,13 @@ class KVCache:
         self.lengths += [length] * rows
         self.device_lengths[first : first + rows] = length
 
+    def count(self, rows: int) -> None:
+        """On the device, one position more in those of the first rows that are in use."""
+        lengths = self.device_lengths[:rows]
+        lengths += lengths > 0
+
     def advance(self) -> None:
-        """One position more in every row in use."""
-        self.device_lengths[: self.rows] += 1
+        """The same on the host."""
         self.lengths = [length + 1 for length in self.lengths]
 
     def drop(self, first: int, rows: int) -> None:

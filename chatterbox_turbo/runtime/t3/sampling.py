@@ -43,27 +43,50 @@ class SamplingParameters:
 
 
 class Knobs:
-    """The parameters of N requests as tensors, and what the host knows of them: which filters are needed at all."""
+    """The parameters of N requests as columns (N, 1) of static tensors, and what the host knows of them.
+
+    Attributes:
+        guidance, temperature, penalty, min_p, tail, top_k, greedy_rows: the columns. A temperature of 0 stands for
+            greedy decoding, which does not look at the quotient. ``tail`` is 1 - top_p.
+        greedy: which requests are greedy, on the host.
+        filters: which filters are needed at all, and so what a graph depends on.
+    """
 
     def __init__(self, requests: Sequence[SamplingParameters], dtype: torch.dtype, device: torch.device):
-        def column(values: list[float], kind: torch.dtype = dtype) -> Tensor:
-            return torch.tensor(values, dtype=kind, device=device)[:, None]
+        with torch.inference_mode(False):
+            self._numbers = torch.empty((5, len(requests), 1), dtype=dtype, device=device)
+            self._integers = torch.empty((2, len(requests), 1), dtype=torch.long, device=device)
+        self.set(requests, len(requests))
 
-        self.guidance = column([r.guidance for r in requests])
-        # 0 stands for greedy decoding, which does not look at the quotient
-        self.temperature = column([r.temperature or 1.0 for r in requests])
-        self.penalty = column([r.repetition_penalty for r in requests])
-        self.min_p = column([r.min_p for r in requests])
-        # subtracted before the rounding to the logits' dtype, as TopPLogitsWarper does
-        self.tail = column([1.0 - r.top_p for r in requests])
-        self.top_k = column([r.top_k for r in requests], torch.long)
-        self.largest_k = max(r.top_k for r in requests)
+    def set(self, requests: Sequence[SamplingParameters], rows: int) -> None:
+        """Other requests, in the first of ``rows`` rows, without a wait for the device; at most as many as at first."""
+        each = [*requests, *[_NEUTRAL] * (rows - len(requests))]
+        # tail: subtracted before the rounding to the logits' dtype, as TopPLogitsWarper does
+        numbers = [(r.guidance, r.temperature or 1.0, r.repetition_penalty, r.min_p, 1.0 - r.top_p) for r in each]
+        integers = [(r.top_k, r.temperature == 0.0) for r in each]
+        for static, values in ((self._numbers, numbers), (self._integers, integers)):
+            host = torch.tensor(values, dtype=static.dtype).t()[..., None].contiguous()
+            static[:, :rows].copy_(host.pin_memory() if static.is_cuda else host, non_blocking=True)
+        self.guidance, self.temperature, self.penalty, self.min_p, self.tail = self._numbers[:, :rows]
+        self.top_k, self.greedy_rows = self._integers[:, :rows]
         self.any_temperature = any(r.temperature not in (0.0, 1.0) for r in requests)
         self.any_penalty = any(r.repetition_penalty != 1.0 for r in requests)
         self.any_min_p = any(r.min_p > 0.0 for r in requests)
         self.any_top_p = any(r.top_p < 1.0 for r in requests)
+        largest = max(r.top_k for r in requests)
+        self.largest_k = 1 << (largest - 1).bit_length() if largest > 0 else 0  # few values: each is another graph
         self.greedy = [r.temperature == 0.0 for r in requests]
-        self.greedy_rows = torch.tensor(self.greedy, device=device)[:, None] if any(self.greedy) else None
+        self.filters = (
+            self.any_temperature, self.any_penalty, self.any_min_p, self.any_top_p, self.largest_k,
+            any(self.greedy), all(self.greedy),
+        )  # fmt: skip
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The static tensors."""
+        return self._numbers, self._integers
+
+
+_NEUTRAL = SamplingParameters(temperature=1.0, repetition_penalty=1.0)
 
 
 def guide(logits: Tensor, weight: Tensor) -> Tensor:
@@ -95,7 +118,7 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
 def keep_top_k(logits: Tensor, top_k: Tensor, largest: int) -> Tensor:
     """Keep the ``top_k`` likeliest ids and what ties with the last of them; rows with 0 keep all.
 
-    ``largest`` is the greatest ``top_k``, known to the host.
+    ``largest``: no ``top_k`` is greater; known to the host.
     """
     best = torch.topk(logits, min(largest, logits.size(-1)))[0]
     threshold = best.gather(-1, (top_k - 1).clamp(0, best.size(-1) - 1))
@@ -110,17 +133,22 @@ def keep_top_p(logits: Tensor, tail: Tensor) -> Tensor:
     return logits.masked_fill(drop.scatter(1, order, drop), -float("inf"))
 
 
-def draw(probabilities: Tensor, generators: Sequence[Generator | None], skip: Sequence[bool] = ()) -> Tensor:
-    """One id (N, 1) a row, each from its own generator (``None``: the global one).
+def fill_noise(noise: Tensor, generators: Sequence[Generator | None], skip: Sequence[bool] = ()) -> None:
+    """Random numbers for ``draw`` into the first rows of (N or more, V), each from its own generator.
 
-    Consumes and yields what ``torch.multinomial(row, 1)`` does (exponential race), without its check of the
-    probabilities, which waits for the device. Rows in ``skip`` draw nothing; their id means nothing.
+    ``None`` is the global one. Rows in ``skip`` keep what they have. Consumes what ``torch.multinomial(row, 1)`` does.
     """
-    race = torch.ones_like(probabilities)
     for row, generator in enumerate(generators):
         if not (skip and skip[row]):
-            race[row : row + 1].exponential_(1, generator=generator)
-    return (probabilities / race).argmax(dim=-1, keepdim=True)
+            noise[row : row + 1].exponential_(1, generator=generator)
+
+
+def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """One id (N, 1) a row, the winner of an exponential race.
+
+    Yields what ``torch.multinomial(row, 1)`` does, without its check of the probabilities, which waits for the device.
+    """
+    return (probabilities / noise).argmax(dim=-1, keepdim=True)
 
 
 def filter_guided(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
@@ -149,19 +177,19 @@ def filter_unguided(logits: Tensor, seen: Tensor, knobs: Knobs) -> Tensor:
 DRAWN, IMPOSSIBLE, EXHAUSTED = 0, 1, 2
 
 
-def sample(logits: Tensor, knobs: Knobs, generators: Sequence[Generator | None]) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, knobs: Knobs, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (N, 1) int64 from filtered logits, and a status (N, 1) int64 for each, without a host sync.
 
     ``DRAWN``; ``IMPOSSIBLE``: the logits hold NaN or positive infinity; ``EXHAUSTED``: every id is excluded.
-    Requests with temperature 0 take the likeliest id.
+    Requests with temperature 0 take the likeliest id. ``noise``: (N, V) of ``fill_noise``.
     """
     excluded = (logits == -float("inf")).all(dim=-1, keepdim=True)
-    likeliest = logits.argmax(dim=-1, keepdim=True)
     probabilities = torch.softmax(logits, dim=-1)
     broken = probabilities.isnan().any(dim=-1, keepdim=True)
     status = torch.where(excluded, EXHAUSTED, torch.where(broken, IMPOSSIBLE, DRAWN))
-    if knobs.greedy_rows is None:
-        return draw(probabilities, generators), status
+    if not any(knobs.greedy):
+        return draw(probabilities, noise), status
+    likeliest = logits.argmax(dim=-1, keepdim=True)
     if all(knobs.greedy):
         return likeliest, status
-    return torch.where(knobs.greedy_rows, likeliest, draw(probabilities, generators, knobs.greedy)), status
+    return torch.where(knobs.greedy_rows > 0, likeliest, draw(probabilities, noise)), status

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...errors import describe
 from ..device.compilation import compiled
 from .backbone import Step, TorchStep
 from .cpu_step import CpuStep, unsuitable
 from .kv_cache import BUCKET, KVCache
-from .transformer import Watch, decode_step
+from .operations import PLAIN, Operations, Watch
+from .transformer import decode_step, prefill
 from .weights import Weights
 
 ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one counts
@@ -43,6 +45,8 @@ class Choice:
 class ChosenStep:
     """A step that takes the implementation which is fastest for the number of rows."""
 
+    captured = False
+
     def __init__(self, choice: Choice, weights: Weights, watch: Watch):
         self.choice = choice
         self._steps = {name: make_step(name, weights, watch) for name in sorted(set(choice.names.values()))}
@@ -63,16 +67,13 @@ def choose_step(weights: Weights, watch: Watch, kernel: str, graphs: bool) -> tu
 
     Args:
         kernel: ``auto``, ``torch``, ``numba`` or ``compile``.
-        graphs: CUDA graphs around the torch step, on CUDA.
+        graphs: a CUDA graph around the whole token, on CUDA.
     """
     if weights.device.type != "cpu" or kernel in ("torch", "compile"):
-        function, reason = decode_step, ""
-        if kernel == "compile":
-            function, reason = compiled(decode_step, device=weights.device, dynamic=weights.device.type == "cpu")
+        name, function, reason = _function(weights, kernel)
         captured = graphs and weights.device.type == "cuda"
-        name = "compiled" if function is not decode_step else "torch"
         remark = f"{name} step{' in CUDA graphs' if captured else ''}" + (f" ({reason})" if reason else "")
-        return TorchStep(weights, watch, disable=not captured, function=function), remark
+        return TorchStep(weights, watch, captured, function), remark
     reason = unsuitable(weights)
     if reason:
         return TorchStep(weights, watch), f"torch step: {reason}"
@@ -80,6 +81,50 @@ def choose_step(weights: Weights, watch: Watch, kernel: str, graphs: bool) -> tu
         return CpuStep(weights, watch), "numba step"
     choice = fastest(weights)
     return ChosenStep(choice, weights, watch), choice.remark
+
+
+def _function(weights: Weights, kernel: str) -> tuple[str, Callable, str]:
+    """Name and function of the step in torch, and why it is not the one that was asked for."""
+    if kernel == "compile":
+        function, reason = compiled(decode_step, device=weights.device, dynamic=weights.device.type == "cpu")
+        return "torch" if reason else "compiled", function, reason
+    if kernel == "torch" or weights.device.type != "cuda":
+        return "torch", decode_step, ""
+    operations, reason = fused_operations(weights)
+    return "torch" if reason else "fused", partial(decode_step, operations=operations), reason
+
+
+def fused_operations(weights: Weights) -> tuple[Operations, str]:
+    """Triton's kernels, once they have agreed with torch's on the first layer here; or torch's, and the reason."""
+    try:
+        from . import fused
+    except ImportError as error:
+        return PLAIN, f"no fused kernels: {describe(error)}"
+    try:
+        reason = fused.unsuitable(weights) or _disagreement(weights, fused.FUSED)
+    except Exception as error:  # no compiler for its launcher, a driver that is too old, a kernel that does not compile
+        reason = describe(error)
+    return (PLAIN, f"no fused kernels: {reason}") if reason else (fused.FUSED, "")
+
+
+def _disagreement(weights: Weights, operations: Operations) -> str:
+    some = replace(weights, layers=weights.layers[:1])
+    angles = torch.arange(2 * BUCKET * some.width, device=some.device).reshape(2, BUCKET, -1) * 0.37
+    embeds, results = angles.sin(), []
+    for each in (PLAIN, operations):
+        cache = KVCache(1, some.heads, some.head_width, some.dtype, some.device)
+        cache.begin(2)
+        cache.ensure(2 * BUCKET)
+        prefill(some, cache, embeds[:, :-1])
+        for watch in ((), ((0, 0),)):
+            logits, attention = decode_step(some, cache, embeds[:, -1], cache.device_lengths, 2 * BUCKET, watch, each)
+        results.append((logits, attention, cache.keys.float(), cache.values.float()))
+    bound = 1e-4 if some.dtype == torch.float32 else 5e-2
+    for name, plain, fused in zip(("logits", "attention", "keys", "values"), *results, strict=True):
+        error = ((plain - fused).abs().max() / plain.abs().max()).item()
+        if not error < bound:
+            return f"their {name} differ from torch's by {error:.1e}"
+    return ""
 
 
 def fastest(weights: Weights) -> Choice:
