@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import threading
 import weakref
@@ -14,6 +15,9 @@ from simulated_cuda import SimulatedTensor, execution, simulated_cuda, unsupport
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
+from chatterbox_turbo.cli import main
+from chatterbox_turbo.measure.fidelity import compare, compare_samples, sample
+from chatterbox_turbo.measure.gpu import examine
 from chatterbox_turbo.runtime.device import captures
 from chatterbox_turbo.runtime.device.captures import computing
 from chatterbox_turbo.runtime.device.graphs import GraphRunner
@@ -273,3 +277,58 @@ def test_calls_of_a_model_are_what_a_capture_waits_for(simulated):
     model.generate(**request_for(model))
     assert set(seen) == {1} and captures._gate.active() == 0
     assert isinstance(next(model.t3.parameters()), SimulatedTensor)
+
+
+def test_convolutions_in_tf32_are_what_they_are_for_upstream_too(simulated):
+    """``compare`` switches TF32 off for both; with torch's default both are equally far from fp32."""
+    model, machine = simulated.get("turbo"), simulated.machine
+    turbo.apply(model, QUIET)
+    assert "in TF32 on this GPU" in str(model.turbo.report()) and model.turbo.report().to_dict()["notes"]
+    turbo.revert(model)
+    machine.tf32 = True
+    try:
+        (precise,) = compare(model, QUIET, [request_for(model)], seeds=(0,))
+        theirs = sample(model, 0, request_for(model))
+        with turbo.optimized(model, QUIET):
+            ours = sample(model, 0, request_for(model))
+        usual = compare_samples(model, ours, theirs)
+    finally:
+        machine.tf32 = False
+    assert not precise.broken("numerical") and precise.snr_db > 60
+    assert usual.snr_db < precise.snr_db - 10 and usual.snr_db > 40
+    with full_precision():
+        assert "TF32" not in str(turbo.apply(model, QUIET).turbo.report()).partition("note:")[2]
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_what_only_a_gpu_can_tell_is_printed(simulated, command, tmp_path, capsys):
+    arguments = [
+        command,
+        "--model",
+        "turbo",
+        "--size",
+        "tiny",
+        "--device",
+        "cuda",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    arguments += ["--texts", "1"] if command == "verify" else ["--runs", "1", "--synthetic", "--stop-after", "12"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "out.json").read_text())["gpu"]
+    assert found["gpu"]["name"] == "Simulated" and found["gpu"]["capability"] == "9.0"
+    assert found["optimized"]["first"]["captures"] > 0 == found["optimized"]["again"]["captures"]
+    assert found["optimized"]["again"]["replays"] >= found["optimized"]["tokens"] - 1
+    assert found["upstream"]["tokens_per_second"] > 0 < found["optimized"]["tokens_per_second"]
+    assert sum(found["optimized"]["waits"].values()) < sum(found["upstream"]["waits"].values())
+    assert any(place.startswith("chatterbox/") for place in found["upstream"]["waits"])
+    for wanted in ("turbo on a GPU: name Simulated", "captured", "replayed", "tokens/s", "waits for the device", "dB"):
+        assert wanted in said, said
+
+
+def test_graphs_that_failed_are_in_the_findings(simulated):
+    model = simulated.get("turbo")
+    simulated.machine.fail_captures(1)
+    found = examine(model, QUIET, request_for(model))
+    assert found.optimized.first.failures and "out of memory" in "\n".join(found.lines())

@@ -7,6 +7,7 @@ Replaces ``T3.inference`` (Llama) and ``T3.inference_turbo`` (GPT-2) of upstream
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -92,6 +93,7 @@ class TokenModel:
         self._static_loop: Loop | None = None  # kept with its graphs as long as the backbone is
         self._addresses: Any = None
         self._watch = t3_weights.watched_heads(t3)
+        self.arrivals: list[float] = []  # when the host had each token of the last run (perf_counter)
         self.calls = Switch(self.speak)
         self.request = self._guided_request if self._llama else self._unguided_request
 
@@ -141,8 +143,10 @@ class TokenModel:
         advance, finish = _progress(self._section, total)
         ids: list[list[int]] = [[] for _ in requests]
         ends: dict[int, tuple[str, int]] = {}
+        self.arrivals = []
         try:
             for token in self._loop(requests).generate(requests, slots):
+                self.arrivals.append(time.perf_counter())
                 if token.id is not None:
                     ids[token.request].append(token.id)
                     advance(sum(map(len, ids)))
