@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from cases import TEXT, request_for, speak
+from cases import CASES, TEXT, only, request_for, speak
 from simulated_cuda import SimulatedTensor, execution, simulated_cuda, unsupported
 
 import chatterbox_turbo as turbo
@@ -302,18 +302,10 @@ def test_convolutions_in_tf32_are_what_they_are_for_upstream_too(simulated):
 
 @pytest.mark.parametrize("command", ["verify", "bench"])
 def test_what_only_a_gpu_can_tell_is_printed(simulated, command, tmp_path, capsys):
-    arguments = [
-        command,
-        "--model",
-        "turbo",
-        "--size",
-        "tiny",
-        "--device",
-        "cuda",
-        "--json",
-        str(tmp_path / "out.json"),
-    ]
-    arguments += ["--texts", "1"] if command == "verify" else ["--runs", "1", "--synthetic", "--stop-after", "12"]
+    (tmp_path / "few.json").write_text(json.dumps(only(next(case for case in CASES if case.variant == "static"))))
+    options = f"--model turbo --size tiny --device cuda --json {tmp_path}/out.json --config {tmp_path}/few.json"
+    own = "--texts 1" if command == "verify" else "--runs 1 --synthetic --stop-after 12"
+    arguments = [command, *options.split(), *own.split()]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     (found,) = json.loads((tmp_path / "out.json").read_text())["gpu"]
