@@ -119,7 +119,8 @@ def _disagreement(weights: Weights, operations: Operations) -> str:
         for watch in ((), ((0, 0),)):
             logits, attention = decode_step(some, cache, embeds[:, -1], cache.device_lengths, 2 * BUCKET, watch, each)
         results.append((logits, attention, cache.keys.float(), cache.values.float()))
-    bound = 1e-4 if some.dtype == torch.float32 else 5e-2
+    # rounding, also that of TF32 where it is on; a fault is larger
+    bound = 2e-3 if some.dtype == torch.float32 else 5e-2
     for name, plain, fused in zip(("logits", "attention", "keys", "values"), *results, strict=True):
         error = ((plain - fused).abs().max() / plain.abs().max()).item()
         if not error < bound:
