@@ -103,6 +103,23 @@ def test_pinned_memory_holds_garbage_until_the_right_wait(machine):
         there.record()
 
 
+def test_pinned_memory_is_made_by_any_factory(machine):
+    x = torch.ones(2, device="cuda")
+    for make in (
+        lambda: torch.empty(2, pin_memory=True),
+        lambda: torch.empty_like(x, device="cpu", pin_memory=True),
+        lambda: torch.zeros(2).pin_memory(),
+    ):
+        for mode in (True, False):
+            with torch.inference_mode(mode):
+                pinned = make()
+            with torch.inference_mode(not mode), machine.forbid_syncs():
+                pinned.copy_(x, non_blocking=True) if not pinned.is_inference() else None
+                event = torch.cuda.current_stream().record_event()
+                event.synchronize()
+            assert pinned.is_pinned()
+
+
 def test_an_event_of_a_stream_that_waited_is_enough(machine):
     side, main = torch.cuda.Stream(), torch.cuda.current_stream()
     pinned, event = torch.empty(1, pin_memory=True), torch.cuda.Event()
@@ -197,7 +214,7 @@ def test_a_failed_capture_leaves_torch_in_disorder(machine):
     machine.fail_captures(1)
     x = torch.ones(1, device="cuda")
     with pytest.raises(RuntimeError, match="previous error"):
-        capture(lambda x: x + 1, x)
+        capture(lambda x: x + 1 + 1, x)
     with pytest.raises(RuntimeError, match="outside graph capture"):
         torch.rand(1, device="cuda")
     with pytest.raises(RuntimeError, match="captures_underway"):

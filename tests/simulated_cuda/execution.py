@@ -78,11 +78,13 @@ class Execution(TorchDispatchMode):
             self.machine.wait(name, index)
         if name in RANDOM:
             func, args, kwargs = self._with_generator(func, name, args, kwargs, index)
+        pinned = kwargs.get("pin_memory") and target is None and device is not None
         kwargs = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "device")}
         if device is not None and any(a.name == "device" for a in func._schema.arguments):
             kwargs["device"] = torch.device("cpu")
         result_index = index if device is None or target is not None else None
-        return self._launch(func, name, args, kwargs, result_index)
+        result = self._launch(func, name, args, kwargs, result_index)
+        return self.pin(result, GARBAGE) if pinned else result
 
     def attention(
         self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,

@@ -38,7 +38,7 @@ class CUDAGraph:
         self._work: list[tuple[Callable[[], Any], list[Tensor]]] = []
         self._fresh: list[Tensor] = []
         self._saved: list[tuple[Any, Any]] = []
-        self._ready = False
+        self._ready = self._tried = False
         self._generators: list[CudaGenerator] = []
         self._states: list[Tensor] = []
 
@@ -92,9 +92,10 @@ class CUDAGraph:
 
     def record(self, call: Callable[[], Any], outputs: list[Tensor], op: str = "", kernels: int = 0) -> None:
         """``call`` computes again, on the same memory, what has gone to ``outputs``."""
-        if self.machine.capture_fails():
+        if self._work and not self._tried and self.machine.capture_fails():
             self.spoiled = True
             raise RuntimeError("CUDA error: out of memory (as asked for by the test)")
+        self._tried = bool(self._work)
         self._work.append((call, outputs))
         self.own(outputs)
         self.kernels += kernels

@@ -179,7 +179,7 @@ class Machine:
             self._forbidden -= 1
 
     def fail_captures(self, number: int) -> None:
-        """So many captures from now on fail at their first kernel."""
+        """So many captures from now on fail at their second operation."""
         self._failures = number
 
     def capture_fails(self) -> bool:

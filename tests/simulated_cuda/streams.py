@@ -51,14 +51,14 @@ class Stream:
         """A copy to pinned memory: garbage until this stream is waited for."""
         self.clock += 1
         self.copies.append((self.clock, target, value))
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode():  # which may write to tensors of either mode
             target.fill_(True if target.dtype == torch.bool else GARBAGE)
 
     def flush(self, upto: int | None = None) -> None:
         """The host has waited for the work up to a time, and for what that work waited for."""
         upto = self.clock if upto is None else upto
         for _, target, value in [copy for copy in self.copies if copy[0] <= upto]:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode():
                 target.copy_(value)
         self.copies = [copy for copy in self.copies if copy[0] > upto]
         behind, self.behind = [one for one in self.behind if one[0] <= upto], [x for x in self.behind if x[0] > upto]
