@@ -74,7 +74,7 @@ class FusedAttention:
         self._parts = parts(lengths.size(0) * weights.heads, capacity)
         shape = (len(watch), lengths.size(0), capacity)
         # what is not written is beyond a row's length
-        self._scores = torch.full(shape, -float("inf"), device=lengths.device) if watch else None
+        self._scores = torch.full(shape, -float("inf"), dtype=torch.float32, device=lengths.device) if watch else None
 
     def __call__(self, layer: int, qkv: Product) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]

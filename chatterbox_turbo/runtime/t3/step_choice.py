@@ -109,7 +109,8 @@ def fused_operations(weights: Weights) -> tuple[Operations, str]:
 
 def _disagreement(weights: Weights, operations: Operations) -> str:
     some = replace(weights, layers=weights.layers[:1])
-    angles = torch.arange(2 * BUCKET * some.width, device=some.device).reshape(2, BUCKET, -1) * 0.37
+    numbers = torch.arange(2 * BUCKET * some.width, dtype=torch.float32, device=some.device)
+    angles = numbers.reshape(2, BUCKET, -1) * 0.37
     embeds, results = angles.sin(), []
     for each in (PLAIN, operations):
         cache = KVCache(1, some.heads, some.head_width, some.dtype, some.device)
