@@ -42,7 +42,7 @@ def test_kernels_compute_what_plain_torch_computes(tmp_path):
 @needs_triton
 def test_kernels_compile_for_every_generation_of_gpus(tmp_path):
     sizes = run("compile", tmp_path)
-    assert len(sizes) == 9 * 8 and min(sizes.values()) > 1000
+    assert len(sizes) in (9 * 8, 9 * 6) and min(sizes.values()) > 1000
 
 
 @pytest.fixture
