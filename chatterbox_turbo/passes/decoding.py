@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from ..config import DecodingSection, Fidelity, OptimizationConfig
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnsupportedModelError
 from ..runtime.cpu.host_memory import use_huge_pages
+from ..runtime.device.devices import on_device
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
 from ..runtime.t3.kv_cache import BUCKET, bucketed
@@ -160,7 +161,7 @@ class TokenModel:
             _tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
                 ids[number].pop()  # inference_turbo returns speech without it
-        return [torch.tensor([row], dtype=torch.long, device=device) for row in ids]
+        return [on_device(torch.tensor([row], dtype=torch.long, device="cpu"), device) for row in ids]
 
     @torch.inference_mode()
     def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:
