@@ -12,7 +12,7 @@ from .plan import Plan
 class Report:
     """The plan as carried out, weights in memory before and now, seconds by phase of the last call, voices kept.
 
-    ``renewals``: what had the configuration applied again.
+    ``notes``: what is to be known of this device, and of what has been replaced since ``apply``.
     """
 
     plan: Plan
@@ -20,7 +20,7 @@ class Report:
     memory_now: dict[str, Any]
     timings: dict[str, float]
     voices: str = ""
-    renewals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON (a progress function by its name)."""
@@ -36,17 +36,17 @@ class Report:
             "memory_now": self.memory_now,
             "timings": self.timings,
             "voices": self.voices,
-            "renewals": list(self.renewals),
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         lines = [str(self.plan)]
         before, now = (memory["weights"] / 2**20 for memory in (self.memory_before, self.memory_now))
         lines.append(f"weights: {now:.0f} MiB (before: {before:.0f} MiB)")
-        lines += [f"applied again: {change}" for change in self.renewals]
         if self.timings:
             phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in self.timings.items())
             lines.append(f"last call: {phases}")
         if self.voices:
             lines.append(f"voices: {self.voices}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

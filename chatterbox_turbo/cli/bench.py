@@ -15,6 +15,7 @@ from .screen import Screen, table
 
 if TYPE_CHECKING:
     from ..measure.benchmark import Benchmark, Metric, Range
+    from ..measure.gpu import Findings
 
 TITLES = {
     "t3": "T3, prefill included",
@@ -64,17 +65,40 @@ def bench(
     request = request_for(loaded.model, text, voice=voice)
     with screen.step("measuring"), screen.quiet():
         result = benchmark.measure(loaded.model, settings, request, seed, runs, announce=screen.announce)
+    gpus = on_gpu(screen, loaded.model, settings, request, seed)
     data = {
         **provenance(screen.arguments),
         "model": {"family": model.value, "size": size.value, "device": wanted.device, "weights": loaded.description},
         "request": {**request, "seed": seed},
         "config": settings.model_dump(),
         **result.to_dict(),
+        "gpu": [found.to_dict() for found in gpus],
     }
     if json is not None:
         screen.write_json(data, json)
     if json != "-":
         print_benchmark(screen, data, result)
+        for found in gpus:
+            print_findings(screen, found)
+
+
+def on_gpu(screen: Screen, model: Any, settings: Any, request: dict[str, Any], seed: int = 0) -> list[Findings]:
+    """What only a GPU can tell of a model that is on one."""
+    from ..upstream.families import device_of
+
+    if device_of(model).type != "cuda":
+        return []
+    from ..measure.gpu import examine
+
+    with screen.step("looking at the GPU"), screen.quiet():
+        return [examine(model, settings, request, seed)]
+
+
+def print_findings(screen: Screen, found: Findings) -> None:
+    """Below the tables, as text that can be sent."""
+    screen.print()
+    for line in found.lines():
+        screen.print(line)
 
 
 def print_benchmark(screen: Screen, data: dict[str, Any], result: Benchmark) -> None:

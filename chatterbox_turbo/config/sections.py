@@ -60,9 +60,11 @@ class DecodingSection(Section):
         "step over fused weights and a static cache, within fp32 rounding. auto: static where the ceiling allows it.",
     )
     kernel: Literal["auto", "torch", "numba", "compile"] = Field(
-        "auto", description="How the static backbone computes it. auto: whatever a short measurement finds fastest."
+        "auto",
+        description="How the static backbone computes it. auto: on CPUs whatever a short measurement finds fastest, on "
+        "CUDA fused Triton kernels where they run, else torch.",
     )
-    graphs: bool = Field(True, description="CUDA graphs around the static backbone's step, on CUDA.")
+    graphs: bool = Field(True, description="One CUDA graph a token around the static backbone's step, on CUDA.")
     huge_pages: bool = Field(
         True,
         description="The static backbone's weights in pages of 2 MB, on a CPU with Linux 6.1 or newer; takes up to "

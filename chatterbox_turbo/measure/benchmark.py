@@ -213,10 +213,17 @@ def run(model: Any, seed: int, request: dict[str, Any], bandwidth: bool = False)
         result = sample(model, seed, request)
     step = 0.0
     if result.tokens is not None and (steps := result.tokens.numel() - 2) > 0:
+        times = _arrivals(model) or times
         # the last token is never embedded; whatever was before the others belongs to the prefix
-        step = (times[-1] - times[-1 - steps]) / steps
+        step = (times[-1] - times[-1 - steps]) / steps if len(times) > steps else 0.0
     size = 0 if parts.t3 is None else t3_bytes(parts)
     return Run(result, result.wav.shape[-1] / model.sr, peak(), step, size, speed)
+
+
+def _arrivals(model: Any) -> list[float]:
+    """When tokens reached the host, where a graph embeds them; its first ones arrive while others are on their way."""
+    engine = getattr(getattr(model, "turbo", None), "token_model", None)
+    return engine.arrivals if engine is not None and identify(model).device.type == "cuda" else []
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Replaces ``T3.inference`` (Llama) and ``T3.inference_turbo`` (GPT-2) of upstream
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Generator, Tensor, nn
 from ..config import DecodingSection, Fidelity, OptimizationConfig
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
 from ..runtime.cpu.host_memory import use_huge_pages
+from ..runtime.device.devices import on_device
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
 from ..runtime.t3.kv_cache import BUCKET, bucketed
@@ -93,6 +95,7 @@ class TokenModel:
         self._llama = upstream_t3.is_llama(t3)
         self._procedure = GUIDED if self._llama else UNGUIDED
         self._watch = t3_weights.watched_heads(t3)
+        self.arrivals: list[float] = []  # when the host had each token of the last run (perf_counter)
         self.prepared: Prepared[Loop] | None = None  # without one, upstream's backbone computes
         if static:
             self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, lambda loop: loop.backbone.release())
@@ -160,8 +163,10 @@ class TokenModel:
         advance, finish = _progress(self._section, total)
         ids: list[list[int]] = [[] for _ in requests]
         ends: dict[int, tuple[str, int]] = {}
+        self.arrivals = []
         try:
             for token in self._loop(requests).generate(requests, slots):
+                self.arrivals.append(time.perf_counter())
                 if token.id is not None:
                     ids[token.request].append(token.id)
                     advance(sum(map(len, ids)))
@@ -175,7 +180,7 @@ class TokenModel:
             _tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
                 ids[number].pop()  # inference_turbo returns speech without it
-        return [torch.tensor([row], dtype=torch.long, device=device) for row in ids]
+        return [on_device(torch.tensor([row], dtype=torch.long, device="cpu"), device) for row in ids]
 
     @torch.inference_mode()
     def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:

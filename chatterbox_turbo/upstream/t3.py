@@ -126,9 +126,10 @@ def prefix(
 def check_text(t3: nn.Module, text_tokens: Tensor) -> Tensor:
     """Text tokens as (R, S) int64 on the model's device, start and stop present in every row."""
     text_tokens = torch.atleast_2d(text_tokens)
-    rows = text_tokens.size(0)
-    for name in ("start_text_token", "stop_text_token"):
-        if int((text_tokens == getattr(t3.hp, name)).sum()) < rows:
+    names = ("start_text_token", "stop_text_token")
+    found = torch.stack([(text_tokens == getattr(t3.hp, name)).sum() for name in names])
+    for name, count in zip(names, found.tolist(), strict=True):  # one wait for the device
+        if count < text_tokens.size(0):
             raise InvalidRequestError(
                 f"The text tokens lack {name} ({getattr(t3.hp, name)}).",
                 "T3 finds the text by it.",

@@ -8,9 +8,9 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,30 @@ from .tf32 import numerics
 Outputs = Tensor | tuple[Tensor, ...]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What all runners of the process did for a while. ``failures``: keys without a graph, and why."""
+
+    captures: int = 0
+    replays: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+_tallies: list[Tally] = []
+
+
+@contextmanager
+def tallying() -> Iterator[Tally]:
+    """Count in the body."""
+    tally = Tally()
+    _tallies.append(tally)
+    try:
+        yield tally
+    finally:
+        _tallies[:] = [one for one in _tallies if one is not tally]
+
 
 _launching = threading.Lock()
 _last_streams: dict[torch.device, torch.cuda.Stream] = {}  # where the newest replay of each device went
@@ -137,6 +161,8 @@ class GraphRunner:
                     if reason:
                         self.fallbacks[key] = reason
                         logger.warning("%r runs without a CUDA graph: %s", key, reason)
+                        for tally in _tallies:
+                            tally.failures.append((repr(key), reason))
                 self._entries[key] = entry  # only now: nothing of a call that raised is kept
                 if entry.graph is None:
                     return outputs
@@ -205,6 +231,8 @@ class GraphRunner:
             else:
                 self._pool.add(graph)
                 entry.graph, entry.inputs = graph, static
+                for tally in _tallies:
+                    tally.captures += 1
         return reason
 
 
@@ -220,6 +248,8 @@ def _launch(graph: Any, device: torch.device) -> None:
             stream.wait_stream(last)
         _last_streams[device] = stream
         graph.replay()
+    for tally in _tallies:
+        tally.replays += 1
 
 
 def _unwind(graph: Any, handle: Any, stream: torch.cuda.Stream) -> None:

@@ -60,3 +60,11 @@ def full_precision() -> Iterator[None]:
 def numerics() -> tuple:
     """The process-wide settings that decide by which kernels products are computed, as they are now."""
     return (*(getattr(owner, name) for owner, name, _ in _switches()), torch.are_deterministic_algorithms_enabled())
+
+
+def convolves_in_tf32(device: torch.device) -> bool:
+    """Whether convolutions are computed in TF32 as things stand, which is PyTorch's default on capable GPUs."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    owner, name, allowed = _switches()[1]
+    return getattr(owner, name) in (allowed, "none") if isinstance(allowed, str) else getattr(owner, name) is True

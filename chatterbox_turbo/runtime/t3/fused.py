@@ -41,8 +41,12 @@ def unsuitable(weights: Weights) -> str:
         return f"heads are {width} wide, not a power of two"
     if len({matrix.dtype for matrix in weights.matrices()}) > 1:
         return "the matrices have several formats"
-    if weights.device.type == "cuda" and torch.cuda.get_device_capability(weights.device) < (7, 0):
-        return "the GPU is too old for Triton"
+    if weights.device.type == "cuda":
+        found, needed = torch.cuda.get_device_capability(weights.device), (7, 0)
+        if weights.dtype == torch.bfloat16:
+            needed = (8, 0)
+        if found < needed:
+            return f"{weights.dtype} needs capability {needed[0]}.{needed[1]}, this GPU has {found[0]}.{found[1]}"
     return ""
 
 
@@ -70,7 +74,7 @@ class FusedAttention:
         self._parts = parts(lengths.size(0) * weights.heads, capacity)
         shape = (len(watch), lengths.size(0), capacity)
         # what is not written is beyond a row's length
-        self._scores = torch.full(shape, -float("inf"), device=lengths.device) if watch else None
+        self._scores = torch.full(shape, -float("inf"), dtype=torch.float32, device=lengths.device) if watch else None
 
     def __call__(self, layer: int, qkv: Product) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]

@@ -65,7 +65,7 @@ class Knobs:
         numbers = [(r.guidance, r.temperature or 1.0, r.repetition_penalty, r.min_p, 1.0 - r.top_p) for r in each]
         integers = [(r.top_k, r.temperature == 0.0) for r in each]
         for static, values in ((self._numbers, numbers), (self._integers, integers)):
-            host = torch.tensor(values, dtype=static.dtype).t()[..., None].contiguous()
+            host = torch.tensor(values, dtype=static.dtype, device="cpu").t()[..., None].contiguous()
             static[:, :rows].copy_(host.pin_memory() if static.is_cuda else host, non_blocking=True)
         self.guidance, self.temperature, self.penalty, self.min_p, self.tail = self._numbers[:, :rows]
         self.top_k, self.greedy_rows = self._integers[:, :rows]

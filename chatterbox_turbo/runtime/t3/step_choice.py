@@ -109,7 +109,8 @@ def fused_operations(weights: Weights) -> tuple[Operations, str]:
 
 def _disagreement(weights: Weights, operations: Operations) -> str:
     some = replace(weights, layers=weights.layers[:1])
-    angles = torch.arange(2 * BUCKET * some.width, device=some.device).reshape(2, BUCKET, -1) * 0.37
+    numbers = torch.arange(2 * BUCKET * some.width, dtype=torch.float32, device=some.device)
+    angles = numbers.reshape(2, BUCKET, -1) * 0.37
     embeds, results = angles.sin(), []
     for each in (PLAIN, operations):
         cache = KVCache(1, some.heads, some.head_width, some.dtype, some.device)
@@ -119,7 +120,8 @@ def _disagreement(weights: Weights, operations: Operations) -> str:
         for watch in ((), ((0, 0),)):
             logits, attention = decode_step(some, cache, embeds[:, -1], cache.device_lengths, 2 * BUCKET, watch, each)
         results.append((logits, attention, cache.keys.float(), cache.values.float()))
-    bound = 1e-4 if some.dtype == torch.float32 else 5e-2
+    # rounding, also that of TF32 where it is on; a fault is larger
+    bound = 2e-3 if some.dtype == torch.float32 else 5e-2
     for name, plain, fused in zip(("logits", "attention", "keys", "values"), *results, strict=True):
         error = ((plain - fused).abs().max() / plain.abs().max()).item()
         if not error < bound:

@@ -53,7 +53,7 @@ class Places:
     def landing(self, number: int) -> tuple[Tensor, torch.cuda.Event]:
         """Pinned memory on the host for one result of all places, and an event; each number has its own."""
         while len(self._landing) <= number:
-            host = torch.empty(self.results.shape, dtype=self.results.dtype, pin_memory=True)
+            host = torch.empty(self.results.shape, dtype=self.results.dtype, device="cpu", pin_memory=True)
             self._landing.append((host, torch.cuda.Event()))
         return self._landing[number]
 
