@@ -16,6 +16,7 @@ from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
 from .plan import Plan, carry_out
 from .report import Report
+from .runtime.cpu import forks
 from .speech.batch import speak_batch
 from .upstream.families import Parts, identify
 
@@ -57,7 +58,7 @@ class Handle:
     def report(self) -> Report:
         """What runs, what was skipped and why, memory before and now, timings of the last call, voices kept."""
         voices = "" if self.voices is None else str(self.voices)
-        return Report(self.plan, self._before, self.memory(), self.timings(), voices)
+        return Report(self.plan, self._before, self.memory(), self.timings(), voices, forks.remark())
 
     def memory(self) -> dict[str, Any]:
         """Bytes of weights by part and device (``instruments.memory``)."""
@@ -159,17 +160,18 @@ def revert(model: Any) -> Any:
 
 
 _locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
-_locks_guard = threading.Lock()
+_locks_guard = forks.lock()
 
 
 def lock_of(model: Any) -> threading.RLock:
     """The lock of a model, the same one for as long as it lives, whatever is applied and reverted meanwhile."""
     with _locks_guard:
-        return _locks.setdefault(model, threading.RLock())
+        return _locks.setdefault(model, forks.lock())
 
 
 def install(context: Context, plan: Plan) -> Handle:
     """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing."""
+    forks.prepare()
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:

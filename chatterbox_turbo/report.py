@@ -10,13 +10,17 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Report:
-    """The plan as carried out, weights in memory before and now, seconds by phase of the last call, voices kept."""
+    """The plan as carried out, weights in memory before and now, seconds by phase of the last call, voices kept.
+
+    ``process``: what is different in a process that was forked from one that had computed.
+    """
 
     plan: Plan
     memory_before: dict[str, Any]
     memory_now: dict[str, Any]
     timings: dict[str, float]
     voices: str = ""
+    process: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON (a progress function by its name)."""
@@ -32,6 +36,7 @@ class Report:
             "memory_now": self.memory_now,
             "timings": self.timings,
             "voices": self.voices,
+            "process": self.process,
         }
 
     def __str__(self) -> str:
@@ -43,4 +48,6 @@ class Report:
             lines.append(f"last call: {phases}")
         if self.voices:
             lines.append(f"voices: {self.voices}")
+        if self.process:
+            lines.append(f"process: {self.process}")
         return "\n".join(lines)
