@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,24 +21,31 @@ TWO_THREADS = {  # or nothing would be parallel; and they sleep while they wait,
     "NUMBA_NUM_THREADS": "2",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+TIMEOUT = 600  # seconds for all children one after the other, where kernels have to be compiled first
 
 
 def run(*arguments: str, **environment: str) -> str:
-    """What a fresh process prints that has two threads to compute with."""
-    result = subprocess.run(
+    """The last line that a fresh process prints which has two threads to compute with; no child of it stays."""
+    process = subprocess.Popen(
         [sys.executable, *arguments],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **TWO_THREADS, **environment},
-        timeout=600,
+        start_new_session=True,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout.splitlines()[-1]
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors[-3000:]
+    return output.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return json.loads(run(str(Path(__file__).with_name("forked.py")), "english"))
+    return json.loads(run(str(Path(__file__).with_name("forked.py"))))
 
 
 @pytest.mark.parametrize(
@@ -69,11 +78,11 @@ def test_only_the_thread_that_forked_computes_alone_and_the_report_says_so(outco
 
 
 KERNELS = """
-import os, sys, threading, numpy as np, torch
+import os, threading, time, numba, numpy as np
+from numba.core.compiler_lock import global_compiler_lock
 from chatterbox_turbo.runtime.cpu import forks
 from chatterbox_turbo.runtime.cpu.products import project
 from chatterbox_turbo.runtime.cpu.threads import kernel_threads
-import numba
 
 def compute(thread=False):
     w, x, y = np.ones((64, 256), np.float32), np.ones((2, 256), np.float32), np.empty((2, 64), np.float32)
@@ -90,15 +99,28 @@ def of_others(x):
     for i in numba.prange(x.size):
         x[i] += 1
 
+@numba.njit
+def compiled_in_the_child(x):
+    return x + 1
+
+def compile_something():
+    with global_compiler_lock:
+        compiling.set()
+        time.sleep(0.5)
+
 forks.prepare()
 compute()
 of_others(np.zeros(100))
+compiling = threading.Event()
+threading.Thread(target=compile_something).start()
+compiling.wait()
 child = os.fork()
 of_others(np.zeros(100))
 compute()
 if not child:
     grandchild = os.fork()
     compute()
+    assert compiled_in_the_child(1) == 2
     os._exit(0 if not grandchild or os.waitpid(grandchild, 0)[1] == 0 else 1)
 print(numba.threading_layer(), os.waitpid(child, 0)[1])
 """
