@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any, TypeVar
 
-from .config import Config, OptimizationConfig, resolve
-from .handle import Handle, handle_of, install, lock_of, revert
+from .config import Config, resolve
+from .handle import handle_of, put, revert
 from .passes import ALL_PASSES, Context, Pass
 from .patching import Journal
 from .plan import Plan, build_plan
 from .runtime.device.devices import device_named
 from .upstream import loading
-from .upstream.families import Parts, identify
+from .upstream.families import identify
 
 Model = TypeVar("Model")
 
@@ -84,19 +84,7 @@ def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -
             before anything is touched. Whatever a pass raises while it is applied: after everything has been
             put back. Either way the model is as it was.
     """
-    resolved = resolve(config)
-    parts = identify(model)
-    with lock_of(model):
-        old = handle_of(model)
-        plan = _plan(parts, resolved, old, passes)
-        if old:
-            old.journal.undo()
-        try:
-            install(Context(identify(model), resolved), plan)
-        except BaseException:
-            if old:
-                install(Context(identify(model), old.config), old.plan)
-            raise
+    put(model, resolve(config), (*ALL_PASSES, *passes))
     return model
 
 
@@ -116,9 +104,6 @@ def optimized(model: Model, config: Config = None, *, passes: Sequence[Pass] = (
 
 def inspect(model: Any, config: Config = None, *, passes: Sequence[Pass] = ()) -> Plan:
     """The plan that ``apply`` would carry out, without touching the model. Arguments and errors as there."""
-    return _plan(identify(model), resolve(config), handle_of(model), passes)
-
-
-def _plan(parts: Parts, config: OptimizationConfig, old: Handle | None, passes: Sequence[Pass]) -> Plan:
+    old = handle_of(model)
     journal = old.journal if old else Journal()  # tells own patches from foreign ones
-    return build_plan(Context(parts, config, journal), (*ALL_PASSES, *passes))
+    return build_plan(Context(identify(model), resolve(config), journal), (*ALL_PASSES, *passes))

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .config import OptimizationConfig
-from .errors import ForeignPatchError, InvalidRequestError, UnavailablePassError
+from .errors import ForeignPatchError, InvalidRequestError, TurboError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
-from .passes.base import Call, Context, Scope
-from .plan import Plan, carry_out
+from .passes.base import Call, Context, Pass, Scope
+from .patching import Journal
+from .plan import Plan, build_plan, carry_out
 from .report import Report
 from .runtime.cpu import forks
 from .speech.batch import speak_batch
 from .upstream.families import Parts, identify
+from .upstream.structure import Structure
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINTS = ("generate", "prepare_conditionals", "set_target_voice")
 ATTRIBUTE = "turbo"
@@ -28,22 +35,31 @@ class Handle:
     """What is on, what it costs, and how to get rid of it.
 
     Attributes:
-        plan: every pass, in order, with its status and the reason.
         voices: encoded reference voices (``runtime.voice.cache.VoiceCache``: ``len``, ``nbytes``, ``hits``, ``misses``,
             ``clear()``), or ``None`` where the conditioning pass does not run.
         lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
             seeding and generating: ``with model.turbo.lock: torch.manual_seed(7); model.generate(...)``.
+        renewals: what was replaced or patched since ``apply``, each of which had the configuration applied again.
     """
 
-    def __init__(self, context: Context, plan: Plan, lock: threading.RLock, recorder: Recorder, before: dict):
+    def __init__(self, context: Context, plan: Plan, lock: threading.RLock, entry: _Entry, before: dict):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
         self._engines = context.engines
+        self._remarks = context.remarks
         self.voices = context.voices
-        self._recorder = recorder
+        self._entry = entry
         self._before = before
-        self.plan = plan
+        self._plan = plan
         self.lock = lock
+        self.renewals: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """Every pass, in order, with its status and the reason as they are now."""
+        now = {name: remark() for name, remark in self._remarks.items()}
+        steps = (replace(step, reason=now.get(step.name, step.reason)) for step in self._plan.steps)
+        return replace(self._plan, steps=tuple(steps))
 
     @property
     def token_model(self) -> Any:
@@ -53,12 +69,14 @@ class Handle:
     @property
     def config(self) -> OptimizationConfig:
         """The configuration in force."""
-        return self.plan.config
+        return self._plan.config
 
     def report(self) -> Report:
         """What runs, what was skipped and why, memory before and now, timings of the last call, voices kept."""
         voices = "" if self.voices is None else str(self.voices)
-        return Report(self.plan, self._before, self.memory(), self.timings(), voices, forks.remark())
+        return Report(
+            self.plan, self._before, self.memory(), self.timings(), voices, self.renewals, process=forks.remark()
+        )
 
     def memory(self) -> dict[str, Any]:
         """Bytes of weights by part and device (``instruments.memory``)."""
@@ -66,7 +84,7 @@ class Handle:
 
     def timings(self) -> dict[str, float]:
         """Seconds by phase of the last ``generate``; empty before the first one."""
-        return self._recorder.timer.seconds()
+        return self._entry.recorder.timer.seconds()
 
     def batch(self, items: Sequence[Mapping[str, Any]], slots: int | None = None) -> list[Tensor]:
         """Several utterances at once, each as it would be alone with the same seed.
@@ -96,7 +114,10 @@ class Handle:
         if slots is not None and slots < 1:
             raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
         with self.lock:
-            return speak_batch(self._parts(), self._engines, items, slots)
+            self._entry.refresh()
+            now = handle_of(self._parts().model)
+            with now._entry.inside():  # what a batch puts in place for a while is no change of the model
+                return speak_batch(now._parts(), now._engines, items, slots)
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
@@ -120,14 +141,17 @@ class Handle:
 
 
 def handle_of(model: Any) -> Handle | None:
-    """The handle of an optimized model, or ``None``.
+    """The handle of an optimized model, or ``None``; also where an app has overwritten or deleted ``model.turbo``.
 
     Raises:
         ForeignPatchError: the model is a shallow copy of an optimized one, whose patches work on the original; or it
-            has an attribute of that name which is not this package's.
+            is not optimized, and has an attribute of that name which is not this package's.
     """
-    handle = getattr(model, "__dict__", {}).get(ATTRIBUTE)
+    own = getattr(model, "__dict__", {})
+    handle = own.get(ATTRIBUTE)
     if not isinstance(handle, Handle):
+        handle = next((found for name in ENTRY_POINTS if (found := _handle_behind(own.get(name))) is not None), None)
+    if handle is None:
         if hasattr(model, ATTRIBUTE):
             raise ForeignPatchError(
                 f"The model has an attribute {ATTRIBUTE!r} already.",
@@ -144,19 +168,47 @@ def handle_of(model: Any) -> Handle | None:
     )
 
 
+def _handle_behind(entry_point: Any) -> Handle | None:
+    """The handle whose guard is around an entry point."""
+    entry = getattr(getattr(entry_point, "_self_wrapper", None), "__self__", None)
+    return entry.handle if isinstance(entry, _Entry) else None
+
+
 def revert(model: Any) -> Any:
     """Put a model back exactly as it was before ``apply``; nothing happens to one that is not optimized.
 
     Raises:
         ForeignPatchError: somebody patched on top; nothing has been undone.
     """
-    if not hasattr(model, ATTRIBUTE):
+    if handle_of(model) is None:
         return model
     with lock_of(model):
         handle = handle_of(model)
         if handle:
             handle.journal.undo()
     return model
+
+
+def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handle:
+    """Plan a configuration, take back what is applied, and apply it; all of it, or nothing.
+
+    Args:
+        passes: all of them, in order.
+
+    Raises: as ``apply``; the model is as it was then.
+    """
+    with lock_of(model):
+        old = handle_of(model)
+        # the old journal tells own patches from foreign ones
+        plan = build_plan(Context(identify(model), config, old.journal if old else Journal()), passes)
+        if old:
+            old.journal.undo()
+        try:
+            return install(Context(identify(model), config), plan)
+        except BaseException:
+            if old:
+                install(Context(identify(model), old.config), old.plan)
+            raise
 
 
 _locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
@@ -182,12 +234,13 @@ def install(context: Context, plan: Plan) -> Handle:
                 journal.wrap(parts.model, name, entry.generate if name == "generate" else entry.guard)
         plan = carry_out(plan, context)
         entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
-        handle = Handle(context, plan, lock, entry.recorder, before)
-        journal.set(parts.model, ATTRIBUTE, handle)
+        entry.handle = Handle(context, plan, lock, entry, before)
+        journal.set(parts.model, ATTRIBUTE, entry.handle, yields=True)
+        entry.structure = Structure(parts, journal, context.reproduced)
     except BaseException:
         journal.undo()
         raise
-    return handle
+    return entry.handle
 
 
 class _Entry:
@@ -196,20 +249,35 @@ class _Entry:
     def __init__(self, lock: threading.RLock, scopes: list[Scope], instead: dict[str, Callable[..., Any]]):
         self.lock, self.scopes, self.instead = lock, scopes, instead
         self.recorder: Recorder | None = None
+        self.structure: Structure | None = None
+        self.handle: Handle | None = None
         self.retired = False
+        self._calls = threading.local()  # of a thread that another one forks away from, nothing is left in the child
 
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
         self.retired = True
 
+    def refresh(self) -> None:
+        """Apply the configuration again where a part was replaced or a function patched since; under the lock.
+
+        Raises:
+            TurboError: it cannot be applied to what the model is now.
+        """
+        if getattr(self._calls, "depth", 0) or self.retired or self.structure is None:
+            return
+        change = self.structure.change()
+        if change:
+            _renew(self.handle, change)
+
     def guard(self, wrapped, instance, args, kwargs):
-        with self.lock:
+        with self.inside():
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
             return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
-        with self.lock, ExitStack() as stack:
+        with self.inside(), ExitStack() as stack:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
             call = Call(args, kwargs)
@@ -220,3 +288,31 @@ class _Entry:
             call.result = wrapped(*args, **kwargs)
             stack.close()  # a scope may replace the result
             return call.result
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The model's lock for the body, after a look at its structure; calls in it do not look again."""
+        with self.lock:
+            self.refresh()
+            self._calls.depth = getattr(self._calls, "depth", 0) + 1
+            try:
+                yield
+            finally:
+                self._calls.depth -= 1
+
+
+def _renew(handle: Handle, change: str) -> None:
+    """Apply the configuration of a handle again, because its model is made of something else now."""
+    model = handle._parts().model
+    logger.warning("%s after apply: the configuration is applied again.", change)
+    try:
+        # what it leaves behind outlives this call and the mode that it was made in
+        with torch.inference_mode(False):
+            new = put(model, handle.config, handle.plan.passes)
+    except TurboError as error:
+        raise type(error)(
+            f"{change} after apply, and the configuration cannot be applied again.",
+            str(error),
+            "Put it back, or call chatterbox_turbo.revert(model) and apply another configuration.",
+        ) from error
+    new.renewals = (*handle.renewals, change)

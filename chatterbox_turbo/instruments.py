@@ -14,7 +14,7 @@ from .patching import Journal
 from .runtime.device.timing import PhaseTimer
 from .upstream.families import Parts
 from .upstream.patch_points import check, owner_of, patch_points
-from .upstream.watermarker import ObservedWatermarker
+from .upstream.watermarker import ObservedWatermarker, why_not_observed
 
 # Phase by the patch point that it spans.
 PHASES = {
@@ -60,8 +60,11 @@ def install_recorder(parts: Parts, journal: Journal) -> Recorder:
             continue
         owner, name = owner_of(parts, path)
         journal.wrap(owner, name, _timed(recorder, phase))
-    if parts.watermarker is not None:
-        journal.set(parts.model, "watermarker", ObservedWatermarker(parts.watermarker, _timed_watermark(recorder)))
+    if why_not_observed(parts.model):
+        recorder.missing.append("watermark")
+    elif parts.watermarker is not None:
+        timed = ObservedWatermarker(parts.watermarker, _timed_watermark(recorder))
+        journal.set(parts.model, "watermarker", timed, yields=True)
     return recorder
 
 

@@ -7,13 +7,14 @@ the class stay visible (the distinction is the one that wrapt's patching functio
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import wrapt
 
-from .errors import ForeignPatchError, TurboError
+from .errors import ForeignPatchError, TurboError, describe
 
 _ABSENT = object()
 # nn.Module keeps these three beside its __dict__; setattr picks one by the type of the value.
@@ -29,6 +30,20 @@ def _table(owner: Any, name: str) -> dict[str, Any] | None:
     return None
 
 
+def _is_managed(owner: Any, name: str) -> bool:
+    """Whether the class decides what setting ``name`` does (a property)."""
+    return hasattr(inspect.getattr_static(type(owner), name, None), "__set__")
+
+
+def _holds(owner: Any, name: str, value: Any) -> bool:
+    if not hasattr(owner, "__dict__"):
+        return False
+    if _is_managed(owner, name):
+        return getattr(owner, name, _ABSENT) is value
+    table = _table(owner, name)
+    return table is not None and table[name] is value
+
+
 @dataclass
 class _Write:
     description: str
@@ -36,6 +51,7 @@ class _Write:
     owner: Any = None
     name: str = ""
     value: Any = _ABSENT
+    yields: bool = False
 
 
 class Journal:
@@ -50,28 +66,42 @@ class Journal:
     def __iter__(self):
         return (write.description for write in self._writes)
 
-    def set(self, owner: Any, name: str, value: Any) -> None:
+    def set(self, owner: Any, name: str, value: Any, yields: bool = False) -> None:
         """Set ``owner.name``; undoing restores the old value, or deletes the name if the object had none.
 
+        ``yields``: where somebody has put something else there meanwhile, or taken it away, undoing leaves that.
+
         Raises:
-            TurboError: the object has no instance attributes (``__slots__``), so the write cannot be undone.
+            TurboError: the object has no instance attributes (``__slots__``), so the write cannot be undone; or it
+                refuses the write (a property without a setter, a ``__setattr__`` of its own).
         """
         if not hasattr(owner, "__dict__"):
             raise TurboError(
                 f"Cannot patch {name!r} of a {type(owner).__name__}.",
                 "The object has no instance dictionary, so a write could not be undone.",
             )
-        table = _table(owner, name)
-        old = _ABSENT if table is None else table[name]
+        table, managed = _table(owner, name), _is_managed(owner, name)
+        old = getattr(owner, name) if managed else _ABSENT if table is None else table[name]
 
         def undo() -> None:
-            if old is _ABSENT:
+            if yields and not _holds(owner, name, value):
+                return
+            if managed:
+                setattr(owner, name, old)
+            elif old is _ABSENT:
                 delattr(owner, name)
             else:
                 table[name] = old  # type: ignore[index]
 
-        setattr(owner, name, value)
-        self._writes.append(_Write(f"{type(owner).__name__}.{name}", undo, owner, name, value))
+        try:
+            setattr(owner, name, value)
+        except Exception as error:
+            raise TurboError(
+                f"Cannot set {name!r} of a {type(owner).__name__}.",
+                f"The object refuses it ({describe(error)}).",
+                "Make it an attribute that can be set, or leave out what sets it.",
+            ) from error
+        self._writes.append(_Write(f"{type(owner).__name__}.{name}", undo, owner, name, value, yields))
 
     def wrap(self, owner: Any, name: str, wrapper: Callable[[Callable, Any, tuple, dict], Any]) -> None:
         """Put ``wrapper(wrapped, instance, args, kwargs)`` around a method of this one object.
@@ -92,10 +122,7 @@ class Journal:
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the value that ``owner.name`` has now was written by this journal."""
-        table = _table(owner, name) if hasattr(owner, "__dict__") else None
-        if table is None:
-            return False
-        return any(w.owner is owner and w.name == name and w.value is table[name] for w in self._writes)
+        return any(w.owner is owner and w.name == name and _holds(owner, name, w.value) for w in self._writes)
 
     def undo(self) -> None:
         """Undo every write, last one first, and leave the journal empty.
@@ -105,7 +132,7 @@ class Journal:
             TurboError: an undo failed; the remaining ones were carried out all the same.
         """
         for write in self._writes:
-            if write.value is not _ABSENT and not self.owns(write.owner, write.name):
+            if write.value is not _ABSENT and not write.yields and not self.owns(write.owner, write.name):
                 raise ForeignPatchError(
                     f"Cannot revert {write.description}: it no longer holds what this package put there.",
                     "Another patch was applied on top of it (or removed it).",

@@ -80,12 +80,17 @@ def build_plan(context: Context, passes: Sequence[Pass]) -> Plan:
                     "No family has one of that name, so nothing would be checked.",
                     f"Known are: {', '.join(sorted(known))}; the list is in upstream/patch_points.py.",
                 )
-    steps: list[Step] = []
-    for p in passes:
-        status, reason = _decide(p, context, [q for q, step in zip(passes, steps, strict=False) if step.status == "on"])
-        steps.append(Step(p.name, status, p.fidelity(context), reason, p.summary))
+    decided: dict[str, Step] = {}
+    running: list[Pass] = []
+    for p in sorted(passes, key=lambda p: bool(p.needs)):  # stable
+        status, reason = _decide(p, context, running)
+        decided[p.name] = Step(p.name, status, p.fidelity(context), reason, p.summary)
+        if status == "on":
+            running.append(p)
+            context.planned.append(p.name)
     parts = context.parts
-    return Plan(parts.family, str(parts.device), context.config, tuple(steps), tuple(passes))
+    steps = tuple(decided[p.name] for p in passes)
+    return Plan(parts.family, str(parts.device), context.config, steps, tuple(passes))
 
 
 def _decide(p: Pass, context: Context, running: list[Pass]) -> tuple[Status, str]:
@@ -140,6 +145,7 @@ def carry_out(plan: Plan, context: Context) -> Plan:
     Raises whatever a pass raises, after the journal has been undone: all or nothing.
     """
     steps = list(plan.steps)
+    context.planned = plan.running
     try:
         for index, (p, step) in enumerate(zip(plan.passes, plan.steps, strict=True)):
             if step.status == "on":

@@ -12,7 +12,8 @@ from .plan import Plan
 class Report:
     """The plan as carried out, weights in memory before and now, seconds by phase of the last call, voices kept.
 
-    ``process``: what is different in a process that was forked from one that had computed.
+    ``renewals``: what had the configuration applied again. ``process``: what is different in a process that was forked
+    from one that had computed.
     """
 
     plan: Plan
@@ -20,6 +21,7 @@ class Report:
     memory_now: dict[str, Any]
     timings: dict[str, float]
     voices: str = ""
+    renewals: tuple[str, ...] = ()
     process: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,6 +38,7 @@ class Report:
             "memory_now": self.memory_now,
             "timings": self.timings,
             "voices": self.voices,
+            "renewals": list(self.renewals),
             "process": self.process,
         }
 
@@ -43,6 +46,7 @@ class Report:
         lines = [str(self.plan)]
         before, now = (memory["weights"] / 2**20 for memory in (self.memory_before, self.memory_now))
         lines.append(f"weights: {now:.0f} MiB (before: {before:.0f} MiB)")
+        lines += [f"applied again: {change}" for change in self.renewals]
         if self.timings:
             phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in self.timings.items())
             lines.append(f"last call: {phases}")

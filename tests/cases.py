@@ -316,10 +316,10 @@ def faults_around(monkeypatch: Any, name: str = "") -> Faults:
     faults, inside = Faults(), not name
 
     def failing(verb):
-        def write(self, *args):
+        def write(self, *args, **options):
             if inside:
                 faults.reach()
-            verb(self, *args)
+            verb(self, *args, **options)
             if inside:
                 faults.reach()
 

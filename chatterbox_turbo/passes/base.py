@@ -68,11 +68,18 @@ class Engines:
 class Context:
     """The model that a pass works on, and the only ways in which it may change it.
 
-    ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
-    scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
-    ``engines``: what passes have put in place for batches. ``entry_points``: what runs in place of one of upstream's
-    (by name, except ``generate``), with its arguments and under the model's lock. ``voices``: encoded voices, once a
-    pass keeps them.
+    Attributes:
+        journal: for every write.
+        scopes: what surrounds each ``generate`` (under the model's lock): a scope may replace ``call.result`` after its
+            ``yield``.
+        applied, planned: names of the passes carried out so far, and of those that are to run.
+        engines: what passes have put in place for batches.
+        entry_points: what runs in place of one of upstream's (by name, except ``generate``), with its arguments and
+            under the model's lock.
+        voices: encoded voices, once a pass keeps them.
+        remarks: by a pass's name, its remark for the report as it is now, where that may change after ``apply``.
+        reproduced: (namespace, name) pairs of functions outside the model that a pass reproduces: where one is patched
+            later, the configuration is applied again.
     """
 
     parts: Parts
@@ -80,9 +87,12 @@ class Context:
     journal: Journal = field(default_factory=Journal)
     scopes: list[Scope] = field(default_factory=list)
     applied: list[str] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
     engines: Engines = field(default_factory=Engines)
     entry_points: dict[str, Callable[..., Any]] = field(default_factory=dict)
     voices: VoiceCache | None = None
+    remarks: dict[str, Callable[[], str]] = field(default_factory=dict)
+    reproduced: list[tuple[Any, str]] = field(default_factory=list)
 
 
 class Pass:
@@ -95,7 +105,8 @@ class Pass:
         patch_points: dotted paths that must have their known shape (``upstream.patch_points``).
         replaces: those of them whose code the pass replaces, so that it must be a known one.
         conflicts: names of passes that it cannot be combined with.
-        needs: names of passes without which it changes nothing, or cannot run.
+        needs: names of passes without which it changes nothing, or cannot run; decided before it, so that ``check``
+            finds in ``context.planned`` which of them run.
     """
 
     name: str = ""

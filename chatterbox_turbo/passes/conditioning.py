@@ -13,6 +13,7 @@ from ..runtime.voice.cache import VoiceCache
 from ..runtime.voice.reference_audio import Reference, resample, resample_on
 from ..upstream import conditioning as upstream
 from ..upstream.patch_points import ALL
+from ..upstream.prepared import Prepared
 from .base import Context, Pass
 
 
@@ -68,14 +69,17 @@ class ConditioningPass(Pass):
             journal.set(parts.s3gen, "mel_extractor", mel)
         journal.wrap(parts.s3gen, "embed_ref", _without_graph)
         if self._by_onednn(context):
-            for layer in upstream.tokenizer_layers(parts):
+            for layer in upstream.tokenizer_layers(parts, journal):
                 journal.set(layer, "forward", linear_forward(layer))
             remarks.append("speech tokenizer by oneDNN")
         resampler = resample_on(parts.device) if section.resampling == "torchaudio" else resample
         encoding = upstream.VoiceEncoding(parts, self.fidelity(context) == "exact", resampler)
-        context.voices = VoiceCache(section.cache_bytes)
+        context.voices = voices = VoiceCache(section.cache_bytes)
+        context.reproduced += upstream.reproduced_names(parts)
+        # what other weights have encoded is forgotten
+        current = Prepared(encoding.modules, lambda: (encoding, ""), lambda _: voices.clear())
         name = upstream.entry_point(parts)
-        context.entry_points[name] = _preparing(encoding, context.voices, getattr(type(parts.model), name))
+        context.entry_points[name] = _preparing(current, voices, getattr(type(parts.model), name))
         return "; ".join(remarks)
 
     def _by_onednn(self, context: Context) -> bool:
@@ -94,7 +98,7 @@ def _without_graph(wrapped, instance, args, kwargs):
         return wrapped(*args, **kwargs)
 
 
-def _preparing(encoding: upstream.VoiceEncoding, voices: VoiceCache, original: Any):
+def _preparing(current: Prepared[upstream.VoiceEncoding], voices: VoiceCache, original: Any):
     """What runs in place of the entry point, with its arguments."""
     signature = inspect.signature(original)
 
@@ -103,6 +107,7 @@ def _preparing(encoding: upstream.VoiceEncoding, voices: VoiceCache, original: A
         bound.apply_defaults()
         given = bound.arguments
         reference = Reference.open(given["wav_fpath"])
+        encoding = current.current()
         normalize = bool(given.get("norm_loudness", False))
         key = encoding.key(reference, normalize)
         voice = voices.get(key)

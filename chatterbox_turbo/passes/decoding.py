@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..config import DecodingSection, Fidelity, OptimizationConfig
-from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning, UnsupportedModelError
+from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
@@ -24,8 +24,9 @@ from ..runtime.t3.step_choice import choose_step
 from ..runtime.t3.token_loop import GUIDED, UNGUIDED, Loop, Request, Vocabulary
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
-from ..upstream.alignment import UpstreamAnalysis, build_analyzer
+from ..upstream.alignment import UpstreamAnalysis, analysis_names, build_analyzer
 from ..upstream.patch_points import GPT2, LLAMA
+from ..upstream.prepared import Prepared
 from .base import Context, Pass, Switch
 
 logger = logging.getLogger(__name__)
@@ -43,34 +44,36 @@ class DecodingPass(Pass):
     replaces = ("t3.inference", "t3.inference_turbo")
 
     def fidelity(self, context: Context) -> Fidelity:
-        return "numerical" if _static(context.config) else "exact"
+        return "numerical" if _wants_static(context.config) else "exact"
 
     def check(self, context: Context) -> str:
         section, t3 = context.config.decoding, context.parts.t3
         capacity = upstream_t3.token_capacity(t3)
         if section.max_new_tokens is not None and section.max_new_tokens > capacity:
             return f"decoding.max_new_tokens is {section.max_new_tokens}, but the model has positions for {capacity}"
-        if _static(context.config):
-            try:
-                t3_weights.check(t3)
-            except UnsupportedModelError as error:
-                return str(error)
-        return ""
+        reason = upstream_t3.why_not_own_sampling(t3)
+        if not reason and section.backbone == "static":
+            reason = t3_weights.why_not(t3, context.journal)
+        return reason
 
     def apply(self, context: Context) -> str:
-        t3, remark = context.parts.t3, "upstream's backbone"
-        model = TokenModel(t3, context.config.decoding)
-        if _static(context.config):
+        t3 = context.parts.t3
+        obstacle = t3_weights.why_not(t3, context.journal) if _wants_static(context.config) else ""
+        static = _wants_static(context.config) and not obstacle
+        model = TokenModel(t3, context.config.decoding, static)
+        if static:
             t3_weights.fuse(t3, context.journal)
             context.journal.record("cache of keys and values", model.release)
-            remark = model.prepare()
+            model.prepare()
         name = "inference" if upstream_t3.is_llama(t3) else "inference_turbo"
         context.journal.wrap(t3, name, lambda wrapped, instance, args, kwargs: model.calls(*args, **kwargs))
         context.engines.token_model = model
-        return remark
+        context.remarks[self.name] = lambda: f"{model.remark()}: {obstacle}" if obstacle else model.remark()
+        context.reproduced += [*upstream_t3.sampling_names(t3), *analysis_names(t3)]
+        return context.remarks[self.name]()
 
 
-def _static(config: OptimizationConfig) -> bool:
+def _wants_static(config: OptimizationConfig) -> bool:
     backbone = config.decoding.backbone
     return backbone == "static" or (backbone == "auto" and config.fidelity != "exact")
 
@@ -82,31 +85,37 @@ class TokenModel:
     are those of upstream's function.
     """
 
-    def __init__(self, t3: nn.Module, section: DecodingSection):
+    def __init__(self, t3: nn.Module, section: DecodingSection, static: bool):
         self._t3, self._section = t3, section
         self._llama = upstream_t3.is_llama(t3)
-        self._backbone: StaticBackbone | None = None
-        self._addresses: Any = None
         self._watch = t3_weights.watched_heads(t3)
+        self.prepared: Prepared[StaticBackbone] | None = None  # without one, upstream's backbone computes
+        if static:
+            self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, StaticBackbone.release)
         self.calls = Switch(self.speak)
         self.request = self._guided_request if self._llama else self._unguided_request
 
     def prepare(self) -> str:
         """Read the weights as they are now and choose a step for them; the remark for the report."""
-        with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
-            weights = t3_weights.read(self._t3)
-            laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
-            step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
-        self._backbone, self._addresses = StaticBackbone(weights, step), t3_weights.addresses(self._t3)
-        if laid:
-            remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
-        return remark
+        return self.remark() if self.prepared is None else self.prepared.renew()
+
+    def remark(self) -> str:
+        """What computes a step, for the report."""
+        return "upstream's backbone" if self.prepared is None else self.prepared.remark
 
     def release(self) -> None:
         """Give the memory of the static backbone back."""
-        if self._backbone is not None:
-            self._backbone.release()
-        self._backbone = None
+        if self.prepared is not None:
+            self.prepared.release()
+
+    def _make(self) -> tuple[StaticBackbone, str]:
+        weights = t3_weights.read(self._t3)
+        laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
+        step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
+        remark += f", {str(weights.dtype).removeprefix('torch.')}"
+        if laid:
+            remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
+        return StaticBackbone(weights, step), remark
 
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
@@ -117,7 +126,7 @@ class TokenModel:
     @torch.inference_mode()
     def run(self, requests: Sequence[Request], slots: int | None = None) -> list[Tensor]:
         """Speech tokens (1, n) int64 of each request; ``slots``: how many run at once."""
-        if self._backbone is None and len(requests) > 1:  # upstream's analyzer knows one text at a time
+        if self.prepared is None and len(requests) > 1:  # upstream's analyzer knows one text at a time
             return [tokens for request in requests for tokens in self.run([request])]
         device, total = self._t3.device, sum(request.limit for request in requests)
         advance, finish = _progress(self._section, total)
@@ -132,8 +141,8 @@ class TokenModel:
                     ends[token.request] = (token.end, token.reasons)
         finally:
             finish()
-            if self._backbone is not None and device.type == "cpu":
-                self._backbone.release()  # or it would lie beside what the audio needs
+            if self.prepared is not None and self.prepared.value is not None and device.type == "cpu":
+                self.prepared.value.release()  # or its cache would lie beside what the audio needs
         for number, request in enumerate(requests):
             _tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
@@ -161,16 +170,15 @@ class TokenModel:
             lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
         )
         procedure = GUIDED if self._llama else UNGUIDED
-        if self._backbone is None:
+        if self.prepared is None:
             maps = upstream_t3.needs_attention_maps(t3)
             backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
             # its hooks see the prefill, so it is built before; and one analyzer knows one text
             analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
             return Loop(backbone, procedure, vocabulary, analyzer and UpstreamAnalysis(analyzer))
-        if t3_weights.addresses(t3) != self._addresses:  # somebody moved or cast the weights after apply
-            self.prepare()
+        backbone = self.prepared.current()
         analysis = AlignmentAnalysis(vocabulary.stop, t3.device) if self._watch else None
-        return Loop(self._backbone, procedure, vocabulary, analysis, LAG if t3.device.type == "cuda" else 0)
+        return Loop(backbone, procedure, vocabulary, analysis, LAG if t3.device.type == "cuda" else 0)
 
     def _guided_request(
         self,
@@ -220,7 +228,7 @@ class TokenModel:
         generator: Generator | None = None,
     ) -> Request:
         """The arguments of ``T3.inference_turbo``."""
-        if temperature == 0.0 and self._backbone is None:
+        if temperature == 0.0 and self.prepared is None:
             temperature = 1.0  # upstream leaves the logits alone at 0, and its tokens are promised
         embeds, _ = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
         return Request(

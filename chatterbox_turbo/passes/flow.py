@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlowSection
-from ..errors import InvalidRequestError, UnsupportedModelError
+from ..errors import InvalidRequestError
 from ..runtime.cpu.host_memory import keep_freed_blocks
 from ..runtime.device.compilation import compiled
 from ..runtime.s3gen.flow_estimator import velocity
@@ -22,6 +22,7 @@ from ..runtime.s3gen.flow_solver import FlowSolver, schedule
 from ..runtime.s3gen.frames import stacked
 from ..runtime.s3gen.speech_encoder import SpeechEncoder
 from ..upstream import encoder_weights, flow_weights
+from ..upstream.prepared import Prepared
 from .base import Arguments, Context, Pass, Switch
 
 TOKENS_PER_SECOND, FRAMES_PER_TOKEN = 25, 2
@@ -43,11 +44,9 @@ class FlowPass(Pass):
 
     def check(self, context: Context) -> str:
         section, s3gen = context.config.flow, context.parts.s3gen
-        try:
-            flow_weights.check(s3gen)
-            encoder_weights.check(s3gen)
-        except (UnsupportedModelError, AttributeError) as error:
-            return str(error)
+        reason = flow_weights.why_not(s3gen, context.journal) or encoder_weights.why_not(s3gen, context.journal)
+        if reason:
+            return reason
         if section.guided_steps is not None and flow_weights.is_mean_flow(s3gen):
             return "flow.guided_steps is set, but the model works without guidance"
         return ""
@@ -70,6 +69,7 @@ class FlowPass(Pass):
 
         journal.wrap(s3gen, "flow_inference", infer)
         context.engines.flow = flow
+        context.remarks[self.name] = flow.remark
         return remark
 
 
@@ -82,36 +82,37 @@ class Flow:
 
     def __init__(self, s3gen: nn.Module, section: FlowSection):
         self._s3gen, self._section = s3gen, section
-        self._encoder: SpeechEncoder | None = None
-        self._solver: FlowSolver | None = None
-        self._addresses: Any = None
+        self.prepared: Prepared[tuple[SpeechEncoder, FlowSolver]] = Prepared(
+            lambda: (flow_weights.estimator_of(s3gen), encoder_weights.encoder_of(s3gen)), self._make, _release
+        )
         self.encoder_calls, self.solver_calls = Switch(self.encode), Switch(self.solve)
 
     def prepare(self) -> str:
         """Read the weights as they are now; the remark for the report."""
-        s3gen, remarks = self._s3gen, []
-        with torch.inference_mode(False), torch.no_grad():  # parameters outlive the call
-            weights, encoder = flow_weights.read(s3gen), encoder_weights.read(s3gen)
-        cuda, function = weights.device.type == "cuda", velocity
+        return self.prepared.renew()
+
+    def remark(self) -> str:
+        """How it computes, for the report."""
+        return self.prepared.remark
+
+    def release(self) -> None:
+        """Give the memory of encoder and solver back."""
+        self.prepared.release()
+
+    def _make(self) -> tuple[tuple[SpeechEncoder, FlowSolver], str]:
+        remarks, function = [], velocity
+        weights, encoder = flow_weights.read(self._s3gen), encoder_weights.read(self._s3gen)
+        cuda = weights.device.type == "cuda"
         if self._section.compile:
             function, reason = compiled(velocity, device=weights.device, dynamic=not cuda)
             remarks.append(f"not compiled: {reason}" if reason else "compiled")
         graphs = self._section.graphs and cuda
         if graphs:
             remarks.append("CUDA graphs")
-        self.release()
         keep_freed_blocks()
-        self._addresses = self._fingerprint()
-        self._encoder = SpeechEncoder(encoder)
-        self._solver = FlowSolver(weights, not graphs, function, lambda: self._addresses)
-        return ", ".join([str(weights.dtype).removeprefix("torch."), *remarks, *_costs(self._section)])
-
-    def release(self) -> None:
-        """Give the memory of encoder and solver back."""
-        for part in (self._encoder, self._solver):
-            if part is not None:
-                part.release()
-        self._encoder = self._solver = None
+        solver = FlowSolver(weights, not graphs, function, lambda: self.prepared.generation)
+        remark = ", ".join([str(weights.dtype).removeprefix("torch."), *remarks, *_costs(self._section)])
+        return (SpeechEncoder(encoder), solver), remark
 
     def batch_frames(self) -> int:
         """Frames, padding included, that a batch of utterances has at most."""
@@ -153,9 +154,9 @@ class Flow:
         return [(states[row : row + 1, :end], masks[row : row + 1, :, :end]) for row, end in enumerate(ends)]
 
     def _encode(self, xs: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        self._refresh()
+        encoder, _ = self.prepared.current()
         with torch.autocast(xs.device.type, enabled=False):  # as in the solver, whatever surrounds the call
-            states = self._encoder(xs, lengths).to(xs.dtype)
+            states = encoder(xs, lengths).to(xs.dtype)
         ends = torch.tensor(lengths, device=xs.device) * (states.size(1) // xs.size(1))
         return states, (torch.arange(states.size(1), device=xs.device) < ends[:, None])[:, None]
 
@@ -193,11 +194,11 @@ class Flow:
 
     def _solve(self, x: Tensor, times: Tensor, mu: Tensor, lengths: list[int], spks: Tensor, cond: Tensor) -> Tensor:
         s3gen, section = self._s3gen, self._section
-        self._refresh()
+        _, solver = self.prepared.current()
         mean_flow, times = flow_weights.is_mean_flow(s3gen), times.float()
         if section.steps is not None:
             times = schedule(section.steps, not mean_flow and s3gen.flow.decoder.t_scheduler == "cosine", x.device)
-        return self._solver.solve(
+        return solver.solve(
             x,
             times,
             flow_weights.time_projections(s3gen, times),
@@ -209,12 +210,10 @@ class Flow:
             guided_steps=section.guided_steps,
         )
 
-    def _refresh(self) -> None:
-        if self._fingerprint() != self._addresses:  # somebody moved or cast the weights after apply
-            self.prepare()
 
-    def _fingerprint(self) -> Any:
-        return flow_weights.addresses(self._s3gen), encoder_weights.addresses(self._s3gen)
+def _release(engines: tuple[SpeechEncoder, FlowSolver]) -> None:
+    for part in engines:
+        part.release()
 
 
 def _costs(section: FlowSection) -> list[str]:

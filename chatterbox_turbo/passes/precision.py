@@ -58,6 +58,13 @@ class PrecisionPass(Pass):
         wanted = getattr(context.config.precision, part)
         return (best if wanted == "auto" else wanted), reason
 
+    def _unread(self, context: Context, part: str) -> str:
+        """Why nobody would read a part's weights in half precision: upstream's own code cannot."""
+        reader = {"t3": "decoding", "flow": "flow"}[part]
+        if reader not in context.planned:
+            return f"{TITLES[part]} in half precision needs the pass {reader}, which does not run here"
+        return t3_weights.why_not(context.parts.t3, context.journal) if part == "t3" else ""
+
     def _obstacles(self, context: Context) -> dict[str, str]:
         """Why a part cannot run, by its option."""
         wanted, device, found = self._wanted(context), context.parts.device, {}
@@ -66,6 +73,8 @@ class PrecisionPass(Pass):
             best, _ = best_format(device)
             if part == "t3" and context.parts.t3 is None:
                 found[part] = "the model has no T3"
+            elif unread := self._unread(context, part):
+                found[part] = unread
             elif not best:
                 found[part] = reason
             elif name == "float16" and best != "float16":

@@ -6,18 +6,17 @@ To the bit, but for graphs, whose padded lengths cuDNN may compute by other algo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import Fidelity, VocoderSection
-from ..errors import UnsupportedModelError
 from ..runtime.cpu.host_memory import give_back, keep_freed_blocks
 from ..runtime.device.compilation import compiled
 from ..runtime.s3gen.vocoder import VocoderWeights, excite, synthesize, synthesize_all
 from ..runtime.s3gen.vocoder_network import Network, decode
-from ..upstream import parameters, vocoder_weights
+from ..upstream import vocoder_weights
+from ..upstream.prepared import Prepared
 from .base import Context, Pass, Switch
 
 LONG = 200  # frames (4 s): giving memory back first takes 40 ms, of half a second and more that these take
@@ -37,11 +36,7 @@ class VocoderPass(Pass):
         return "numerical" if captures else section.promise
 
     def check(self, context: Context) -> str:
-        try:
-            vocoder_weights.check(context.parts.s3gen.mel2wav)
-        except (UnsupportedModelError, AttributeError) as error:
-            return str(error)
-        return ""
+        return vocoder_weights.why_not(context.parts.s3gen.mel2wav, context.journal)
 
     def apply(self, context: Context) -> str:
         module = context.parts.s3gen.mel2wav
@@ -50,6 +45,7 @@ class VocoderPass(Pass):
         remark = vocoder.prepare()
         context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.calls(*args, **kwargs))
         context.engines.vocoder = vocoder
+        context.remarks[self.name] = vocoder.remark
         return remark
 
 
@@ -61,17 +57,27 @@ class Vocoder:
 
     def __init__(self, module: nn.Module, section: VocoderSection, ceiling: Fidelity):
         self._module, self._section, self._ceiling = module, section, ceiling
-        self._weights: VocoderWeights | None = None
-        self._network: Network | None = None
-        self._addresses: Any = None
+        self.prepared: Prepared[tuple[VocoderWeights, Network]] = Prepared(
+            lambda: (module,), self._make, lambda made: made[1].release()
+        )
         self.calls = Switch(self.speak)
 
     def prepare(self) -> str:
         """Read the weights as they are now; the remark for the report."""
+        return self.prepared.renew()
+
+    def remark(self) -> str:
+        """How it computes, for the report."""
+        return self.prepared.remark
+
+    def release(self) -> None:
+        """Give folded weights, buffers and graphs back."""
+        self.prepared.release()
+
+    def _make(self) -> tuple[tuple[VocoderWeights, Network], str]:
         device, remarks, function = self._module.conv_pre.bias.device, [], decode
-        with torch.inference_mode(False), torch.no_grad():  # copies outlive the call
-            # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
-            weights = vocoder_weights.read(self._module, fold=device.type != "cpu")
+        # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
+        weights = vocoder_weights.read(self._module, fold=device.type != "cpu")
         if self._section.compile:
             function, reason = compiled(decode, device=device, dynamic=True)  # one for all lengths
             remarks.append(f"not compiled: {reason}" if reason else "compiled")
@@ -79,36 +85,23 @@ class Vocoder:
         graphs = wanted and self._ceiling != "exact"
         if wanted:
             remarks.append("CUDA graphs" if graphs else 'no CUDA graphs: padded lengths are above fidelity = "exact"')
-        self.release()
         keep_freed_blocks()
-        self._weights, self._addresses = weights, parameters.addresses(self._module)
-        self._network = Network(weights.network, not graphs, function, lambda: self._addresses)
-        return ", ".join(remarks)
-
-    def release(self) -> None:
-        """Give folded weights, buffers and graphs back."""
-        if self._network is not None:
-            self._network.release()
-        self._weights = self._network = None
+        network = Network(weights.network, not graphs, function, lambda: self.prepared.generation)
+        return (weights, network), ", ".join(remarks)
 
     @torch.inference_mode()
     def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
         if speech_feat.device.type == "cpu" and speech_feat.size(2) >= LONG:
             give_back()  # what flow matching has left in pieces that the vocoder's tensors do not fit into
-        return synthesize(*self._current(), speech_feat, cache_source)
+        return synthesize(*self.prepared.current(), speech_feat, cache_source)
 
     @torch.inference_mode()
     def source(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> Tensor:
         """The source (B, 1, n) that ``speak`` returns beside the samples; draws the same random numbers."""
-        return excite(self._current()[0], speech_feat, cache_source)
+        return excite(self.prepared.current()[0], speech_feat, cache_source)
 
     @torch.inference_mode()
     def speak_all(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """Samples (1, n) of several utterances (1, 80, T) in one batch, each from its ``source``."""
-        return synthesize_all(*self._current(), mels, sources)
-
-    def _current(self) -> tuple[VocoderWeights, Network]:
-        if parameters.addresses(self._module) != self._addresses:  # somebody moved the weights after apply
-            self.prepare()
-        return self._weights, self._network
+        return synthesize_all(*self.prepared.current(), mels, sources)

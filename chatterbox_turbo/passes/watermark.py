@@ -13,7 +13,7 @@ import torch
 from ..errors import WatermarkWarning
 from ..runtime.voice.reference_audio import resample
 from ..upstream.patch_points import check, patch_points
-from ..upstream.watermarker import MarkingOnDevice, ObservedWatermarker, why_not_perth
+from ..upstream.watermarker import MarkingOnDevice, ObservedWatermarker, why_not_observed, why_not_perth
 from .base import Call, Context, Pass
 
 
@@ -29,7 +29,7 @@ class WatermarkPass(Pass):
     patch_points = ("generate", "watermarker.apply_watermark", "watermarker.get_watermark")
 
     def check(self, context: Context) -> str:
-        return why_not_perth(context.parts.watermarker)
+        return why_not_perth(context.parts.watermarker) or why_not_observed(context.parts.model)
 
     def apply(self, context: Context) -> str:
         model, perth = context.parts.model, context.parts.watermarker
@@ -62,7 +62,7 @@ class WatermarkPass(Pass):
                 signal = mark(perth.apply_watermark, call.result.squeeze(0).cpu().numpy(), model.sr, {})
                 call.result = torch.from_numpy(signal).unsqueeze(0)
 
-        context.journal.set(model, "watermarker", ObservedWatermarker(perth, mark))
+        context.journal.set(model, "watermarker", ObservedWatermarker(perth, mark), yields=True)
         context.scopes.append(scope)
         return remark
 

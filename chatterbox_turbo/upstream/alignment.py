@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .patch_points import digest
 from .t3 import needs_attention_maps
 
 _MODULE = "alignment_stream_analyzer"
@@ -25,6 +26,26 @@ def analyzer_class(t3: nn.Module) -> type | None:
     """The analyzer that this release of upstream uses for this model, or ``None``."""
     module = sys.modules.get(type(t3).__module__)
     return getattr(module, "AlignmentStreamAnalyzer", None) if getattr(t3.hp, "is_multilingual", False) else None
+
+
+# AlignmentStreamAnalyzer.step, whose decisions runtime.t3.alignment makes; 0.1.3 to 0.1.7
+_STEP = "5fb7dafc78e5"
+
+
+def analysis_names(t3: nn.Module) -> list[tuple[Any, str]]:
+    """Where upstream finds its analyzer and what that decides by: (namespace, name) pairs."""
+    cls = analyzer_class(t3)
+    if cls is None:
+        return []
+    return [(sys.modules[type(t3).__module__], "AlignmentStreamAnalyzer"), (cls, "step")]
+
+
+def why_not_analysis(t3: nn.Module) -> str:
+    """Why this package's analysis does not decide as the model's analyzer; empty where it does, or there is none."""
+    cls = analyzer_class(t3)
+    if cls is None or digest(cls.step) == _STEP:
+        return ""
+    return f"the code of {cls.__name__}.step is not one that this package reproduces (digest {digest(cls.step)})"
 
 
 def build_analyzer(t3: nn.Module, conditioning: int, text_length: int) -> Any | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Hashable
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ReferenceAudioError
+from ..patching import Journal
 from ..runtime.voice.cache import Voice
 from ..runtime.voice.features import MelSpectrogram, speaker_embedding
 from ..runtime.voice.reference_audio import Reference, Resampler, mel_power, resample, trim
 from .families import Parts
 from .patch_points import GPT2, digest
+from .structure import why_not_plain
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,16 @@ def why_not(parts: Parts) -> str:
     return ""
 
 
+def reproduced_names(parts: Parts) -> list[tuple[Any, str]]:
+    """Where upstream's encoders find the functions that are reproduced here: (namespace, name) pairs."""
+    encoder = parts.voice_encoder
+    if encoder is None:
+        return []
+    space = sys.modules[type(encoder).__module__]
+    mel = sys.modules.get(getattr(getattr(space, "melspectrogram", None), "__module__", ""))
+    return [(space, name) for name in _VOICE_ENCODER] + ([] if mel is None else [(mel, "_stft")])
+
+
 def mel_spectrogram(extractor: Any) -> MelSpectrogram | None:
     """Upstream's mel spectrogram of 24 kHz audio with its default arguments, or ``None`` for an unknown one."""
     if digest(extractor) != _MEL:
@@ -80,9 +93,10 @@ def mel_spectrogram(extractor: Any) -> MelSpectrogram | None:
     return MelSpectrogram(basis, defaults["n_fft"], defaults["hop_size"])
 
 
-def tokenizer_layers(parts: Parts) -> list[nn.Linear]:
-    """The linear layers of the speech tokenizer: nearly all of the work."""
-    return [module for module in parts.s3gen.tokenizer.modules() if isinstance(module, nn.Linear)]
+def tokenizer_layers(parts: Parts, journal: Journal) -> list[nn.Linear]:
+    """The linear layers of the speech tokenizer, nearly all of the work; without those that somebody has altered."""
+    linear = (module for module in parts.s3gen.tokenizer.modules() if isinstance(module, nn.Linear))
+    return [module for module in linear if not why_not_plain(module, "s3gen.tokenizer", journal)]
 
 
 class VoiceEncoding:
@@ -103,18 +117,16 @@ class VoiceEncoding:
         self._conditionals, self._t3_cond = names.get("Conditionals"), names.get("T3Cond")
         self._window: np.ndarray | None = None
 
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The encoders, whose weights a voice depends on."""
+        every = (self._encoder, self._s3gen.tokenizer, self._s3gen.speaker_encoder)
+        return tuple(module for module in every if isinstance(module, nn.Module))
+
     def key(self, reference: Reference, normalized: bool) -> Hashable:
-        """What the voice of a recording depends on: its content, the lengths in use, and the encoders' weights."""
+        """What the voice of a recording depends on beside the encoders' weights: its content, the lengths in use."""
         model, t3 = self._model, self._t3
-        weights = []
-        for module in (self._encoder, self._s3gen.tokenizer, self._s3gen.speaker_encoder):
-            parameter = next(module.parameters(), None) if module is not None else None
-            if parameter is not None:  # loading other weights into a parameter raises its version
-                version = None if parameter.is_inference() else parameter._version
-                weights.append((parameter.dtype, version))
         prompt = None if t3 is None else t3.hp.speech_cond_prompt_len
-        lengths = (model.DEC_COND_LEN, model.ENC_COND_LEN, prompt)
-        return reference.digest, normalized, lengths, str(model.device), tuple(weights)
+        return reference.digest, normalized, (model.DEC_COND_LEN, model.ENC_COND_LEN, prompt), str(model.device)
 
     def encode(self, reference: Reference, normalize: bool) -> Voice:
         """The voice of a recording; ``normalize``: to -27 LUFS first (GPT-2 models).

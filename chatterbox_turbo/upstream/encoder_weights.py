@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from ..patching import Journal
 from ..runtime.layers import Linear
 from ..runtime.s3gen.speech_encoder import EncoderWeights, Layer, Stack
 from . import parameters
-from .modules import as_conv, as_linear, as_norm, refuse_unless
+from .modules import as_conv, as_linear, as_norm, refuse_unless, unsuitable
 
 Projections = tuple[nn.Linear, nn.Linear, nn.Linear]
 
@@ -37,9 +36,9 @@ def fuse(s3gen: nn.Module, journal: Journal) -> None:
     parameters.fuse(groups, journal, "fused weights of the flow encoder")
 
 
-def addresses(s3gen: nn.Module) -> Hashable:
-    """``parameters.addresses`` of the encoder."""
-    return parameters.addresses(encoder_of(s3gen))
+def why_not(s3gen: nn.Module, journal: Journal) -> str:
+    """Why the runtime cannot compute what the encoder does from its weights; empty where it can."""
+    return unsuitable(lambda: check(s3gen), lambda: encoder_of(s3gen), "s3gen.flow.encoder", journal)
 
 
 def read(s3gen: nn.Module) -> EncoderWeights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..runtime.layers import Linear
 from ..runtime.s3gen.flow_estimator import Block, EstimatorWeights, Resnet, Stage, sinusoids
 from ..runtime.s3gen.frames import Conv
 from . import parameters
-from .modules import as_conv, as_linear, as_norm, bias_of, refuse_unless
+from .modules import as_conv, as_linear, as_norm, bias_of, refuse_unless, unsuitable
 
 MEL = 80  # channels of the state; as many each of mean, speaker and condition follow
 
@@ -60,9 +60,9 @@ def _matrices(estimator: nn.Module) -> Iterator[nn.Parameter]:
     yield estimator.final_proj.weight
 
 
-def addresses(s3gen: nn.Module) -> Hashable:
-    """``parameters.addresses`` of the velocity network."""
-    return parameters.addresses(estimator_of(s3gen))
+def why_not(s3gen: nn.Module, journal: Journal) -> str:
+    """Why the runtime cannot compute what the velocity network does from its weights; empty where it can."""
+    return unsuitable(lambda: check(s3gen), lambda: estimator_of(s3gen), "s3gen.flow.decoder.estimator", journal)
 
 
 def read(s3gen: nn.Module) -> EstimatorWeights:
@@ -98,12 +98,13 @@ def read(s3gen: nn.Module) -> EstimatorWeights:
 def time_projections(s3gen: nn.Module, times: Tensor) -> Tensor:
     """(S, stages, C) fp32: what each resnet adds in each step from ``times`` (S + 1,), by upstream's own modules."""
     estimator = estimator_of(s3gen)
-    embedded = estimator.time_mlp(sinusoids(times, estimator.time_embeddings.dim))
+    dtype = estimator.time_mlp.linear_1.weight.dtype  # half precision where a user has cast the whole network
+    embedded = estimator.time_mlp(sinusoids(times, estimator.time_embeddings.dim).to(dtype))
     if is_mean_flow(s3gen):  # the embedding of a step's beginning and of its end
         embedded = estimator.time_embed_mixer(torch.cat([embedded[:-1], embedded[1:]], dim=1))
     else:
         embedded = embedded[:-1]
-    return torch.stack([resnet.mlp(embedded) for resnet, _, _ in _stages(estimator)], dim=1)
+    return torch.stack([resnet.mlp(embedded) for resnet, _, _ in _stages(estimator)], dim=1).float()
 
 
 def is_mean_flow(s3gen: nn.Module) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from ..patching import Journal
 from ..runtime.layers import Linear, Norm
 from ..runtime.s3gen.frames import Conv
+from .structure import why_not_plain
 
 
 def as_conv(module: nn.Module) -> Conv:
@@ -48,3 +50,26 @@ def refuse_unless(facts: Mapping[str, tuple[Any, Any]], part: str, reader: str, 
                 f"{reader} computes {wanted!r} only.",
                 f"Set {section}.enabled = false.",
             )
+
+
+def unsuitable(
+    check: Callable[[], None],
+    root: Callable[[], nn.Module],
+    path: str,
+    journal: Journal,
+    parametrizations: bool = False,
+) -> str:
+    """Why the runtime cannot compute what the network at ``path`` does from its weights; empty where it can.
+
+    Args:
+        check: raises ``UnsupportedModelError`` for another architecture.
+        root: the network.
+        journal, parametrizations: as for ``why_not_plain``.
+    """
+    try:
+        reason = why_not_plain(root(), path, journal, parametrizations)
+        if not reason:
+            check()
+    except (UnsupportedModelError, AttributeError) as error:
+        return str(error)
+    return reason

@@ -5,7 +5,7 @@ The parameters stay the objects that upstream made, so that everything which hol
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,6 @@ from ..runtime.cpu.host_memory import EVERY, give_back
 from ..runtime.device import half_precision
 
 Group = Sequence[nn.Parameter]
-
-
-def addresses(*modules: nn.Module) -> Hashable:
-    """What changes when somebody moves, casts or replaces a weight of these modules."""
-    return tuple((p.data_ptr(), p.dtype) for module in modules for p in module.parameters())
 
 
 def cast(parameters: Sequence[nn.Parameter], dtype: torch.dtype, journal: Journal, description: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -39,6 +40,36 @@ def stop_token(t3: nn.Module) -> int:
 def is_llama(t3: nn.Module) -> bool:
     """Whether tokens carry learned speech positions and guidance (Llama), or neither (GPT-2)."""
     return hasattr(t3.tfmr, "layers")
+
+
+# What the sampling of upstream's loop is made of; a release has those that its models need.
+_PROCESSORS = (
+    "RepetitionPenaltyLogitsProcessor",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "MinPLogitsWarper",
+)
+
+
+def sampling_names(t3: nn.Module) -> list[tuple[Any, str]]:
+    """Where upstream's loop finds what it samples by: (namespace, name) pairs."""
+    space = sys.modules.get(type(t3).__module__)
+    found = [name for name in _PROCESSORS if hasattr(space, name)]
+    return [(space, name) for name in found] + [(getattr(space, name), "__call__") for name in found]
+
+
+def why_not_own_sampling(t3: nn.Module) -> str:
+    """Which function of upstream's sampling is not Transformers' own any more; empty where all are."""
+    from transformers.generation import logits_process
+
+    for space, name in sampling_names(t3):
+        value = getattr(space, name)
+        home = getattr(value, "__module__", "") or ""
+        if not home.startswith("transformers.") or (name in _PROCESSORS and value is not vars(logits_process)[name]):
+            where = getattr(space, "__name__", "")
+            return f"{where}.{name} was patched (by {home or 'an unknown module'})"
+    return ""
 
 
 def token_capacity(t3: nn.Module) -> int:

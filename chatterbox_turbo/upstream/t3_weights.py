@@ -8,7 +8,7 @@ sequence reads memory from end to end. No second copy of a weight outlives the f
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from ..runtime.layers import Linear, Norm
 from ..runtime.t3.weights import Layer, Weights
 from . import parameters
 from . import t3 as upstream_t3
-from .alignment import analyzer_class
+from .alignment import analyzer_class, why_not_analysis
+from .modules import unsuitable
+from .structure import why_not_plain
 
 
 def _groups(t3: nn.Module) -> Iterator[list[nn.Parameter]]:
@@ -58,9 +60,18 @@ def fuse(t3: nn.Module, journal: Journal) -> None:
     parameters.fuse(list(_groups(t3)), journal, "fused weights of T3", not upstream_t3.is_llama(t3))
 
 
-def addresses(t3: nn.Module) -> Hashable:
-    """``parameters.addresses`` of the backbone and its head."""
-    return parameters.addresses(t3.tfmr, t3.speech_head)
+def modules(t3: nn.Module) -> tuple[nn.Module, ...]:
+    """The backbone and its head, whose weights ``read`` gives."""
+    return t3.tfmr, t3.speech_head
+
+
+def why_not(t3: nn.Module, journal: Journal) -> str:
+    """Why the runtime cannot compute what this backbone does from its weights; empty where it can."""
+    return (
+        unsuitable(lambda: check(t3), lambda: t3.tfmr, "t3.tfmr", journal)
+        or why_not_plain(t3.speech_head, "t3.speech_head", journal)
+        or why_not_analysis(t3)
+    )
 
 
 def read(t3: nn.Module) -> Weights:
@@ -135,9 +146,16 @@ def _linear(module: nn.Module) -> Linear:
     return Linear(module.weight.data, None if module.bias is None else module.bias.data)
 
 
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def check(t3: nn.Module) -> None:
     """Raise ``UnsupportedModelError`` where the backbone computes something that the runtime does not."""
-    config = t3.tfmr.config
+    config, dtype = t3.tfmr.config, t3.speech_head.weight.dtype
+    if dtype not in FORMATS:  # in double precision random numbers are others, and so are the tokens
+        raise UnsupportedModelError(
+            f"T3's weights are {dtype}.", "The static backbone computes float32 and half precision.", ""
+        )
     if upstream_t3.is_llama(t3):
         facts = {
             "num_key_value_heads": (config.num_key_value_heads, config.num_attention_heads),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..patching import Journal
 from ..runtime.s3gen.vocoder import Source, VocoderWeights
 from ..runtime.s3gen.vocoder_network import Convolution, NetworkWeights, ResidualBlock, Snake, Upsampling
-from .modules import refuse_unless
+from .modules import refuse_unless, unsuitable
 
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
 
@@ -62,6 +63,11 @@ def read(vocoder: nn.Module, fold: bool) -> VocoderWeights:
         hop=vocoder.istft_params["hop_len"],
         limit=vocoder.audio_limit,
     )
+
+
+def why_not(vocoder: nn.Module, journal: Journal) -> str:
+    """Why the runtime cannot compute what the vocoder does from its weights; empty where it can."""
+    return unsuitable(lambda: check(vocoder), lambda: vocoder, "s3gen.mel2wav", journal, parametrizations=True)
 
 
 def check(vocoder: nn.Module) -> None:

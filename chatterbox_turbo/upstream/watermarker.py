@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,14 @@ def why_not_perth(watermarker: Any) -> str:
     if network is None or not hasattr(network, "encoder") or not hasattr(network, "decoder"):
         kind = f"{type(watermarker).__module__}.{type(watermarker).__qualname__}"
         return f"the model's watermarker is a {kind}, not PerTh's: its outputs carry no PerTh watermark"
+    return ""
+
+
+def why_not_observed(model: Any) -> str:
+    """Why this model's watermarker cannot be watched; empty where it can."""
+    attribute = inspect.getattr_static(type(model), "watermarker", None)
+    if isinstance(attribute, property) and attribute.fset is None:
+        return f"{type(model).__name__}.watermarker is a property that cannot be set"
     return ""
 
 

@@ -1,0 +1,96 @@
+"""Parts that a user casts, before ``apply`` or after: as upstream speaks with them, and as the report says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import speak
+
+import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
+from chatterbox_turbo.measure.fidelity import snr_db
+
+QUIET = {"decoding": {"progress": "off"}}
+BF16, FP16, FP64 = torch.bfloat16, torch.float16, torch.float64
+
+# part, format, what it is to reach against upstream (dB) under "auto"; None: at least as near to fp32 as upstream is
+ROWS = [
+    ("english", "t3", BF16, 60),
+    ("english", "t3", FP16, 60),
+    ("english", "t3", FP64, 60),
+    ("english", "s3gen.flow.decoder.estimator", BF16, None),
+    ("english", "s3gen.flow.decoder.estimator", FP16, None),
+    ("english", "s3gen.flow.decoder", BF16, None),
+    ("english", "ve", BF16, 60),
+    ("english", "s3gen.tokenizer", BF16, 60),
+    ("turbo", "t3", BF16, 60),
+    ("turbo", "s3gen.flow.decoder.estimator", BF16, None),
+]
+WORDS = {BF16: "bfloat16", FP16: "float16", FP64: "float64"}
+
+
+def cast(model, path, dtype):
+    """The part, and for T3 what it is conditioned on, as servers cast them."""
+    part = model
+    for step in path.split("."):
+        part = getattr(part, step)
+    part.to(dtype)
+    if path == "t3":
+        conds = copy.copy(model.conds)
+        given = {
+            k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in vars(conds.t3).items()
+        }
+        conds.t3 = type(conds.t3)(**given)
+        model.conds = conds
+
+
+def build(family):
+    return synthetic.build(family, "tiny", stop_after=12)
+
+
+@pytest.mark.parametrize("family, path, dtype, floor", ROWS)
+def test_a_cast_part_speaks_as_upstream_does(family, path, dtype, floor):
+    model = build(family)
+    fp32 = speak(model)
+    turbo.apply(model, {"preset": "exact", **QUIET})
+    speak(model)
+    cast(model, path, dtype)
+    given = {("exact", "after"): speak(model)}
+    turbo.revert(model)
+    upstream = speak(model)
+    for preset in ("exact", "auto"):
+        turbo.apply(model, {"preset": preset, **QUIET})
+        given[preset, "before"] = speak(model)
+        turbo.revert(model)
+    assert torch.equal(speak(model), upstream), "revert left something"
+    model = build(family)
+    turbo.apply(model, QUIET)
+    speak(model)
+    cast(model, path, dtype)
+    given["auto", "after"] = speak(model)
+    report = {step.name: step.reason for step in model.turbo.plan.steps}
+    for (preset, when), samples in given.items():
+        assert samples.shape == upstream.shape, (preset, when)
+        if preset == "exact":
+            assert torch.equal(samples, upstream), when
+        elif floor is not None:
+            assert snr_db(samples, upstream) > floor, (when, snr_db(samples, upstream))
+        else:
+            assert snr_db(samples, fp32) > snr_db(upstream, fp32) - 1.0, when
+    if path == "t3":
+        assert WORDS[dtype] in report["decoding"]
+    elif "decoder" in path:
+        assert WORDS[dtype] in report["flow"]
+
+
+def test_the_report_knows_before_the_next_call():
+    english = build("english")
+    turbo.apply(english, QUIET)
+    speak(english)
+    english.s3gen.flow.decoder.estimator.to(BF16)
+    assert "weights have changed since" in str(english.turbo.report())
+    speak(english)
+    assert "bfloat16" in english.turbo.plan.step("flow").reason
+    assert "weights have changed since" not in str(english.turbo.report())
