@@ -20,6 +20,7 @@ from .passes.base import Call, Context, Pass, Scope, Setting, in_force
 from .patching import Journal
 from .plan import Plan, build_plan, carry_out
 from .report import Report
+from .runtime.cpu import forks
 from .runtime.device.captures import computing
 from .runtime.device.tf32 import convolves_in_tf32
 from .speech.batch import speak_batch
@@ -81,6 +82,7 @@ class Handle:
         voices = "" if self.voices is None else str(self.voices)
         notes = (CONVOLUTIONS,) if convolves_in_tf32(self._parts().device) else ()
         notes += tuple(f"{change} after apply: applied again" for change in self.renewals)
+        notes += (forks.remark(),) if forks.remark() else ()
         return Report(self.plan, self._before, self.memory(), self.timings(), voices, notes)
 
     def memory(self) -> dict[str, Any]:
@@ -122,7 +124,8 @@ class Handle:
             self._entry.refresh()
             now = handle_of(self._parts().model)
             parts = now._parts()
-            with computing(parts.device), in_force(now._settings):
+            # what a batch puts in place for a while is no change of the model
+            with now._entry.inside(), computing(parts.device), in_force(now._settings):
                 return speak_batch(parts, now._engines, items, slots)
 
     def revert(self) -> Any:
@@ -229,17 +232,18 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handl
 
 
 _locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
-_locks_guard = threading.Lock()
+_locks_guard = forks.lock()
 
 
 def lock_of(model: Any) -> threading.RLock:
     """The lock of a model, the same one for as long as it lives, whatever is applied and reverted meanwhile."""
     with _locks_guard:
-        return _locks.setdefault(model, threading.RLock())
+        return _locks.setdefault(model, forks.lock())
 
 
 def install(context: Context, plan: Plan) -> Handle:
     """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing."""
+    forks.prepare()
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:
@@ -274,7 +278,7 @@ class _Entry:
         self.structure: Structure | None = None
         self.handle: Handle | None = None
         self.retired = False
-        self._depth = 0
+        self._calls = threading.local()  # of a thread that another one forks away from, nothing is left in the child
 
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
@@ -286,20 +290,20 @@ class _Entry:
         Raises:
             TurboError: it cannot be applied to what the model is now.
         """
-        if self._depth or self.retired or self.structure is None:
+        if getattr(self._calls, "depth", 0) or self.retired or self.structure is None:
             return
         change = self.structure.change()
         if change:
             _renew(self.handle, change)
 
     def guard(self, wrapped, instance, args, kwargs):
-        with self._inside(), computing(device_of(instance)):
+        with self.inside(), computing(device_of(instance)):
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
             return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
-        with self._inside(), computing(device_of(instance)), ExitStack() as stack:
+        with self.inside(), computing(device_of(instance)), ExitStack() as stack:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
             stack.enter_context(in_force(self.settings))
@@ -313,14 +317,15 @@ class _Entry:
             return call.result
 
     @contextmanager
-    def _inside(self) -> Iterator[None]:
+    def inside(self) -> Iterator[None]:
+        """The model's lock for the body, after a look at its structure; calls in it do not look again."""
         with self.lock:
             self.refresh()
-            self._depth += 1
+            self._calls.depth = getattr(self._calls, "depth", 0) + 1
             try:
                 yield
             finally:
-                self._depth -= 1
+                self._calls.depth -= 1
 
 
 def _renew(handle: Handle, change: str) -> None:

@@ -12,7 +12,7 @@ from .plan import Plan
 class Report:
     """The plan as carried out, weights in memory before and now, seconds by phase of the last call, voices kept.
 
-    ``notes``: what is to be known of this device, and of what has been replaced since ``apply``.
+    ``notes``: what is to be known of this device, and of what has been replaced since ``apply``, and of this process.
     """
 
     plan: Plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,23 +40,23 @@ Arguments = tuple[tuple, dict[str, Any]]  # of a call: positional, by name
 
 
 class Switch:
-    """Calls of one of upstream's functions: they go to ``function``, or while somebody diverts them, to him."""
+    """Calls of one of upstream's functions: they go to ``function``, or while their thread diverts them, elsewhere."""
 
     def __init__(self, function: Callable[..., Any]):
         self._function = function
-        self._handler: Callable[..., Any] | None = None
+        self._thread = threading.local()  # a thread that another one forks away from takes its handler with it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._handler or self._function)(*args, **kwargs)
+        return (getattr(self._thread, "handler", None) or self._function)(*args, **kwargs)
 
     @contextmanager
     def diverted(self, handler: Callable[..., Any]) -> Iterator[None]:
         """In the body, ``handler`` gets the arguments and returns the result."""
-        before, self._handler = self._handler, handler
+        before, self._thread.handler = getattr(self._thread, "handler", None), handler
         try:
             yield
         finally:
-            self._handler = before
+            self._thread.handler = before
 
 
 @dataclass

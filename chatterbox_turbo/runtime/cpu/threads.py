@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
-_ONE_AT_A_TIME = threading.Lock()
+from . import forks
+
+_ONE_AT_A_TIME = forks.lock()
 
 
 def why_no_kernels() -> str:
@@ -38,4 +39,4 @@ def kernel_threads() -> Iterator[int]:
             yield threads
         finally:
             if torch.get_num_threads() != before:  # numba sets it for the OpenMP runtime that both share
-                torch.set_num_threads(before)
+                forks.set_threads(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..cpu import forks
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class VoiceCache:
         self.limit, self.hits, self.misses = limit, 0, 0
         self._voices: OrderedDict[Hashable, Voice] = OrderedDict()
         self._nbytes = 0
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def get(self, key: Hashable) -> Voice | None:
         """A copy of the voice, or ``None``."""

@@ -1,0 +1,105 @@
+"""Children of ``os.fork``: what of this process's locks and thread pools goes on in them.
+
+A child has one thread, that which forked. A lock that another thread held stays locked in it. And GNU OpenMP, by which
+torch and numba compute on Linux, keeps a pool for each thread that has computed: the child's one waits for the others
+of its pool, which are gone, for ever. So that thread computes alone in the child. Threads that the child starts make
+pools of their own, and have as many threads as before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+import weakref
+from typing import Any
+
+import torch
+
+_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_held: list[Any] = []  # numba's locks, while this process forks
+_others = 0  # threads of torch for all but the thread that forked; 0 where no thread computes alone
+
+
+def lock() -> threading.RLock:
+    """A lock that is free in a child, unless the thread that forked holds it."""
+    made = threading.RLock()
+    _locks.add(made)
+    return made
+
+
+@functools.cache
+def prepare() -> None:
+    """From now on a child of this process can compute, and take the locks made here."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_wait, after_in_parent=_go_on, after_in_child=_begin)
+
+
+def set_threads(count: int) -> None:
+    """``torch.set_num_threads`` for the calling thread, which leaves those to come in a child what they have."""
+    torch.set_num_threads(count)
+    if _others:  # torch gives a new thread the number that was set last, by whichever thread
+        another = threading.Thread(target=torch.set_num_threads, args=(_others,))
+        another.start()
+        another.join()
+
+
+def remark() -> str:
+    """What is different in this process because it was forked, or an empty string."""
+    if not _others:
+        return ""
+    return (
+        "forked from one that had computed: the thread that forked has 1 thread to compute with (those of GNU OpenMP "
+        f"stay in the parent); call from another thread of this process to use all {_others}"
+    )
+
+
+def _wait() -> None:
+    """Let no other thread be inside numba's compiler, or be starting its threads, when this one forks."""
+    compiler, threads = (sys.modules.get(f"numba.{name}") for name in ("core.compiler_lock", "np.ufunc.parallel"))
+    for module, name in ((compiler, "global_compiler_lock"), (threads, "_backend_init_thread_lock")):
+        if hasattr(module, name):
+            getattr(module, name).acquire()
+            _held.append(getattr(module, name))
+
+
+def _go_on() -> None:
+    while _held:
+        _held.pop().release()
+
+
+def _begin() -> None:
+    global _others
+    _go_on()
+    for one in list(_locks):
+        if not one._is_owned():
+            one._at_fork_reinit()
+    if sys.platform != "linux":
+        return  # OpenMP of LLVM or Intel, which starts anew in a child
+    threads, alone = torch.get_num_threads(), _openmp_is_gnu()
+    _renew_numba(alone)  # which sets torch's number as well
+    if alone and threads > 1:
+        _others = threads
+    set_threads(1 if alone else threads)
+
+
+def _openmp_is_gnu() -> bool:
+    return not hasattr(ctypes.CDLL(None), "kmp_get_blocktime")  # which LLVM's and Intel's have
+
+
+def _renew_numba(alone: bool) -> None:
+    """numba's OpenMP layer remembers the process that started it, and ends its children at their first kernel."""
+    numba = sys.modules.get("numba")
+    try:
+        layer = numba.threading_layer()
+    except (AttributeError, ValueError):  # not imported, or not started
+        return
+    if layer != "omp":
+        return  # TBB and numba's own threads start anew
+    from numba.np.ufunc import omppool
+
+    ctypes.CFUNCTYPE(None, ctypes.c_int)(omppool.launch_threads)(numba.config.NUMBA_NUM_THREADS)
+    if alone:
+        numba.set_num_threads(1)  # for kernels of others; this package's say how many they need
