@@ -16,6 +16,7 @@ from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
 from .plan import Plan, carry_out
 from .report import Report
+from .runtime.device.surroundings import plain
 from .speech.batch import speak_batch
 from .upstream.families import Parts, identify
 
@@ -94,7 +95,7 @@ class Handle:
             )
         if slots is not None and slots < 1:
             raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
-        with self.lock:
+        with self.lock, plain():
             return speak_batch(self._parts(), self._engines, items, slots)
 
     def revert(self) -> Any:
@@ -151,7 +152,7 @@ def revert(model: Any) -> Any:
     """
     if not hasattr(model, ATTRIBUTE):
         return model
-    with lock_of(model):
+    with lock_of(model), plain():
         handle = handle_of(model)
         if handle:
             handle.journal.undo()
@@ -204,12 +205,14 @@ class _Entry:
         with self.lock:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
-            return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
+            with plain():
+                return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
         with self.lock, ExitStack() as stack:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
+            stack.enter_context(plain())
             call = Call(args, kwargs)
             if self.recorder is not None:
                 stack.enter_context(self.recorder.recording())

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import Fidelity, OptimizationConfig, Section
 from ..patching import Journal
+from ..runtime.device.surroundings import plain
 from ..runtime.voice.cache import VoiceCache
 from ..upstream.families import FAMILIES, Parts
 
@@ -36,7 +37,8 @@ class Switch:
         self._handler: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._handler or self._function)(*args, **kwargs)
+        with plain():  # some call T3 or the acoustic half without the model's entry points
+            return (self._handler or self._function)(*args, **kwargs)
 
     @contextmanager
     def diverted(self, handler: Callable[..., Any]) -> Iterator[None]:

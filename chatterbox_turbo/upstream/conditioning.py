@@ -104,7 +104,7 @@ class VoiceEncoding:
         self._window: np.ndarray | None = None
 
     def key(self, reference: Reference, normalized: bool) -> Hashable:
-        """What the voice of a recording depends on: its content, the lengths in use, and the encoders' weights."""
+        """What the voice of a recording depends on: content, lengths in use, the encoders' weights, how kernels run."""
         model, t3 = self._model, self._t3
         weights = []
         for module in (self._encoder, self._s3gen.tokenizer, self._s3gen.speaker_encoder):
@@ -114,7 +114,8 @@ class VoiceEncoding:
                 weights.append((parameter.dtype, version))
         prompt = None if t3 is None else t3.hp.speech_cond_prompt_len
         lengths = (model.DEC_COND_LEN, model.ENC_COND_LEN, prompt)
-        return reference.digest, normalized, lengths, str(model.device), tuple(weights)
+        kernels = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())  # they round differently
+        return reference.digest, normalized, lengths, str(model.device), kernels, tuple(weights)
 
     def encode(self, reference: Reference, normalize: bool) -> Voice:
         """The voice of a recording; ``normalize``: to -27 LUFS first (GPT-2 models).
@@ -147,7 +148,8 @@ class VoiceEncoding:
         if self._t3 is None:
             self._model.ref_dict = voice.gen
             return
-        emotion = (exaggeration * torch.ones(1, 1, 1)).to(self._model.device)
+        with torch.inference_mode(False):  # the voice outlives the call
+            emotion = (exaggeration * torch.ones(1, 1, 1, dtype=torch.float32)).to(self._model.device)
         self._model.conds = self._conditionals(self._t3_cond(**voice.t3, emotion_adv=emotion), voice.gen)
 
     def _check_length(self, length: int, name: str) -> None:
