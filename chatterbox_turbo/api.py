@@ -13,7 +13,7 @@ from .passes import ALL_PASSES, Context, Pass
 from .patching import Journal
 from .plan import Plan, build_plan
 from .runtime.device.devices import device_named
-from .runtime.device.surroundings import plain
+from .runtime.device.surroundings import lasting
 from .upstream import loading
 from .upstream.families import Parts, identify
 
@@ -87,7 +87,7 @@ def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -
     """
     resolved = resolve(config)
     parts = identify(model)
-    with lock_of(model), plain():
+    with lock_of(model), lasting():
         old = handle_of(model)
         plan = _plan(parts, resolved, old, passes)
         if old:

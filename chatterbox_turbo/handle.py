@@ -16,7 +16,7 @@ from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
 from .plan import Plan, carry_out
 from .report import Report
-from .runtime.device.surroundings import plain
+from .runtime.device.surroundings import lasting, plain
 from .speech.batch import speak_batch
 from .upstream.families import Parts, identify
 
@@ -152,7 +152,7 @@ def revert(model: Any) -> Any:
     """
     if not hasattr(model, ATTRIBUTE):
         return model
-    with lock_of(model), plain():
+    with lock_of(model), lasting():
         handle = handle_of(model)
         if handle:
             handle.journal.undo()

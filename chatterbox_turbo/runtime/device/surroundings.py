@@ -51,6 +51,16 @@ def plain() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """``plain``, for what stays on a model: nothing made in the body is an inference tensor or has an autograd graph.
+
+    An inference tensor cannot be trained or written to outside of inference mode, not even as a parameter's new data.
+    """
+    with plain(), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class _Defaults(TorchFunctionMode):
     """Torch's own defaults. Not ``torch.device("cpu")``, which gives way to a default device that is there already."""
 
