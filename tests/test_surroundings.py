@@ -87,7 +87,8 @@ SURROUNDINGS = {
 }
 MAIN = ("autocast bfloat16", "default bfloat16", "default float64", "meta device", "inference mode")
 OFTEN = (*MAIN, "deterministic")
-ROWS = [(family, name) for family in FAMILIES for name in OFTEN]
+FEW = ("autocast bfloat16", "default bfloat16", "inference mode")
+ROWS = [(family, name) for family in FAMILIES for name in (OFTEN if family in ("english", "turbo") else FEW)]
 ROWS += [("english", name) for name in SURROUNDINGS if name not in OFTEN]
 QUIET = {"preset": "auto", "decoding": {"enabled": "auto", "progress": "off"}}
 
