@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .config import OptimizationConfig
@@ -22,6 +21,7 @@ from .plan import Plan, build_plan, carry_out
 from .report import Report
 from .runtime.cpu import forks
 from .runtime.device.captures import computing
+from .runtime.device.surroundings import lasting, plain
 from .runtime.device.tf32 import convolves_in_tf32
 from .speech.batch import speak_batch
 from .upstream.families import Parts, device_of, identify
@@ -125,7 +125,7 @@ class Handle:
             now = handle_of(self._parts().model)
             parts = now._parts()
             # what a batch puts in place for a while is no change of the model
-            with now._entry.inside(), computing(parts.device), in_force(now._settings):
+            with now._entry.inside(), computing(parts.device), plain(), in_force(now._settings):
                 return speak_batch(parts, now._engines, items, slots)
 
     def revert(self) -> Any:
@@ -191,7 +191,7 @@ def revert(model: Any) -> Any:
     """
     if handle_of(model) is None:
         return model
-    with lock_of(model):
+    with lock_of(model), lasting():
         handle = handle_of(model)
         if handle:
             handle.journal.undo()
@@ -217,7 +217,7 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handl
 
     Raises: as ``apply``; the model is as it was then.
     """
-    with lock_of(model):
+    with lock_of(model), lasting():
         old = handle_of(model)
         # the old journal tells own patches from foreign ones
         plan = build_plan(Context(identify(model), config, old.journal if old else Journal()), passes)
@@ -300,12 +300,14 @@ class _Entry:
         with self.inside(), computing(device_of(instance)):
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
-            return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
+            with plain():
+                return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
 
     def generate(self, wrapped, instance, args, kwargs):
         with self.inside(), computing(device_of(instance)), ExitStack() as stack:
             if self.retired:
                 return getattr(instance, wrapped.__name__)(*args, **kwargs)
+            stack.enter_context(plain())
             stack.enter_context(in_force(self.settings))
             call = Call(args, kwargs)
             if self.recorder is not None:
@@ -333,9 +335,7 @@ def _renew(handle: Handle, change: str) -> None:
     model = handle._parts().model
     logger.warning("%s after apply: the configuration is applied again.", change)
     try:
-        # what it leaves behind outlives this call and the mode that it was made in
-        with torch.inference_mode(False):
-            new = put(model, handle.config, handle.plan.passes)
+        new = put(model, handle.config, handle.plan.passes)
     except TurboError as error:
         raise type(error)(
             f"{change} after apply, and the configuration cannot be applied again.",

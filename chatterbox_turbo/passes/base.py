@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import Fidelity, OptimizationConfig, Section
 from ..patching import Journal
+from ..runtime.device.surroundings import plain
 from ..runtime.voice.cache import VoiceCache
 from ..upstream.families import FAMILIES, Parts
 
@@ -47,7 +48,8 @@ class Switch:
         self._thread = threading.local()  # a thread that another one forks away from takes its handler with it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (getattr(self._thread, "handler", None) or self._function)(*args, **kwargs)
+        with plain():  # some call T3 or the acoustic half without the model's entry points
+            return (getattr(self._thread, "handler", None) or self._function)(*args, **kwargs)
 
     @contextmanager
     def diverted(self, handler: Callable[..., Any]) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch
 
 from ..config import Fidelity
 from ..runtime.cpu.onednn import linear_forward, onednn, onednn_is_faster
+from ..runtime.device.surroundings import lasting
 from ..runtime.voice.cache import VoiceCache
 from ..runtime.voice.reference_audio import Reference, resample, resample_on
 from ..upstream import conditioning as upstream
@@ -94,7 +95,7 @@ def _without_graph(wrapped, instance, args, kwargs):
 
     No inference mode: upstream keeps resamplers in a cache of the process, which must stay ordinary tensors.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with lasting():
         return wrapped(*args, **kwargs)
 
 

@@ -123,10 +123,12 @@ class VoiceEncoding:
         return tuple(module for module in every if isinstance(module, nn.Module))
 
     def key(self, reference: Reference, normalized: bool) -> Hashable:
-        """What the voice of a recording depends on beside the encoders' weights: its content, the lengths in use."""
+        """What the voice of a recording depends on beside the encoders' weights: content, lengths, how kernels run."""
         model, t3 = self._model, self._t3
         prompt = None if t3 is None else t3.hp.speech_cond_prompt_len
-        return reference.digest, normalized, (model.DEC_COND_LEN, model.ENC_COND_LEN, prompt), str(model.device)
+        kernels = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())  # they round differently
+        lengths = (model.DEC_COND_LEN, model.ENC_COND_LEN, prompt)
+        return reference.digest, normalized, lengths, str(model.device), kernels
 
     def encode(self, reference: Reference, normalize: bool) -> Voice:
         """The voice of a recording; ``normalize``: to -27 LUFS first (GPT-2 models).
@@ -159,7 +161,8 @@ class VoiceEncoding:
         if self._t3 is None:
             self._model.ref_dict = voice.gen
             return
-        emotion = (exaggeration * torch.ones(1, 1, 1)).to(self._model.device)
+        with torch.inference_mode(False):  # the voice outlives the call
+            emotion = (exaggeration * torch.ones(1, 1, 1, dtype=torch.float32)).to(self._model.device)
         self._model.conds = self._conditionals(self._t3_cond(**voice.t3, emotion_adv=emotion), voice.gen)
 
     def _check_length(self, length: int, name: str) -> None:

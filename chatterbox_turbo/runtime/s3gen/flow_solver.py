@@ -111,5 +111,5 @@ def _bias(valid: Tensor | None, times: int, dtype: torch.dtype) -> tuple[Tensor,
 
 def schedule(steps: int, cosine: bool, device: torch.device) -> Tensor:
     """(steps + 1,) fp32 times from 0 to 1: even, or denser at the beginning (upstream's ``t_scheduler``)."""
-    times = torch.linspace(0, 1, steps + 1, device=device)
+    times = torch.linspace(0, 1, steps + 1, dtype=torch.float32, device=device)
     return 1 - torch.cos(times * 0.5 * torch.pi) if cosine else times

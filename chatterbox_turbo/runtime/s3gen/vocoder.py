@@ -109,7 +109,8 @@ def _excite(source: Source, pitch: Tensor) -> Tensor:
     angles = 2 * math.pi * (torch.cumsum(turns, dim=-1) % 1)
     # drawn on the host, whatever the device, as upstream's distribution is
     low, high = -math.pi, math.pi
-    phases = low + torch.rand(pitch.size(0), source.harmonics, 1) * (torch.tensor(high) - torch.tensor(low))
+    span = torch.tensor(high, dtype=torch.float32, device="cpu") - torch.tensor(low, dtype=torch.float32, device="cpu")
+    phases = low + torch.rand(pitch.size(0), source.harmonics, 1, dtype=torch.float32, device="cpu") * span
     phases[:, 0] = 0
     phases = on_device(phases, pitch.device)
     sines = angles.add_(phases).sin_().mul_(source.amplitude)

@@ -41,7 +41,8 @@ class MelSpectrogram:
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._constants:
             with torch.inference_mode(False):  # they outlive the call
-                self._constants[device] = self._basis.to(device), torch.hann_window(self.size).to(device)
+                window = torch.hann_window(self.size, dtype=torch.float32, device="cpu")
+                self._constants[device] = self._basis.to(device), window.to(device)
         return self._constants[device]
 
 
