@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from .config import OptimizationConfig
 from .errors import ForeignPatchError, InvalidRequestError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
+from .patching import BoundToModel, Journal, PatchedMethod, refuse_copies
 from .plan import Plan, carry_out
 from .report import Report
 from .speech.batch import speak_batch
@@ -23,7 +25,7 @@ ENTRY_POINTS = ("generate", "prepare_conditionals", "set_target_voice")
 ATTRIBUTE = "turbo"
 
 
-class Handle:
+class Handle(BoundToModel):
     """What is on, what it costs, and how to get rid of it.
 
     Attributes:
@@ -101,12 +103,6 @@ class Handle:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
         return revert(self._parts().model)
 
-    def __reduce__(self):
-        raise TypeError(
-            "An optimized model cannot be copied or pickled: its patches belong to this one object. "
-            "Revert it first, and apply to the copy."
-        )
-
     def belongs_to(self, model: Any) -> bool:
         """Whether this is the handle of that very object."""
         return self._model() is model
@@ -146,8 +142,14 @@ def handle_of(model: Any) -> Handle | None:
 def revert(model: Any) -> Any:
     """Put a model back exactly as it was before ``apply``; nothing happens to one that is not optimized.
 
+    Where somebody has wrapped an entry point or the watermarker since ``apply``, that stays, and what is below it does
+    nothing any more.
+
     Raises:
-        ForeignPatchError: somebody patched on top; nothing has been undone.
+        ForeignPatchError: somebody patched on top of something else; nothing has been undone.
+
+    Warns:
+        ForeignPatchWarning: something was left below somebody's patch.
     """
     if not hasattr(model, ATTRIBUTE):
         return model
@@ -173,13 +175,15 @@ def install(context: Context, plan: Plan) -> Handle:
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:
-        entry = _Entry(lock, context.scopes, context.entry_points)
+        entry = _Entry(parts.model, lock, context.scopes, context.entry_points)
         journal.record("entry points", entry.retire)
         for name in ENTRY_POINTS:
             if callable(getattr(parts.model, name, None)):
-                journal.wrap(parts.model, name, entry.generate if name == "generate" else entry.guard)
+                entry.wrap(name, journal)
         plan = carry_out(plan, context)
         entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
+        for name in ("__deepcopy__", "__reduce_ex__"):  # told before something inside that is not ours fails
+            journal.set(parts.model, name, refuse_copies)
         handle = Handle(context, plan, lock, entry.recorder, before)
         journal.set(parts.model, ATTRIBUTE, handle)
     except BaseException:
@@ -191,30 +195,42 @@ def install(context: Context, plan: Plan) -> Handle:
 class _Entry:
     """One caller at a time: upstream keeps the voice of a call on the model itself."""
 
-    def __init__(self, lock: threading.RLock, scopes: list[Scope], instead: dict[str, Callable[..., Any]]):
+    def __init__(self, model: Any, lock: threading.RLock, scopes: list[Scope], instead: dict[str, Callable[..., Any]]):
+        self._model = weakref.ref(model)
         self.lock, self.scopes, self.instead = lock, scopes, instead
         self.recorder: Recorder | None = None
         self.retired = False
+        self._methods: dict[str, PatchedMethod] = {}
+
+    def wrap(self, name: str, journal: Journal) -> None:
+        """Put the guard around an entry point."""
+        model = self._model()
+        journal.wrap(model, name, partial(self.generate if name == "generate" else self.guard, name))
+        self._methods[name] = vars(model)[name]
 
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
         self.retired = True
 
-    def guard(self, wrapped, instance, args, kwargs):
+    def guard(self, name, wrapped, instance, args, kwargs):
         with self.lock:
             if self.retired:
-                return getattr(instance, wrapped.__name__)(*args, **kwargs)
-            return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
+                return self._onward(name, wrapped)(*args, **kwargs)
+            return self.instead.get(name, wrapped)(*args, **kwargs)
 
-    def generate(self, wrapped, instance, args, kwargs):
+    def generate(self, name, wrapped, instance, args, kwargs):
         with self.lock, ExitStack() as stack:
             if self.retired:
-                return getattr(instance, wrapped.__name__)(*args, **kwargs)
+                return self._onward(name, wrapped)(*args, **kwargs)
             call = Call(args, kwargs)
             if self.recorder is not None:
                 stack.enter_context(self.recorder.recording())
             for scope in self.scopes:
                 stack.enter_context(scope(call))
-            call.result = wrapped(*args, **kwargs)
+            call.result = wrapped(*call.args, **call.kwargs)
             stack.close()  # a scope may replace the result
             return call.result
+
+    def _onward(self, name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+        """Where a call goes that has waited: not again through somebody's wrapper that has called this one."""
+        return wrapped if self._methods[name].inert else getattr(self._model(), name)

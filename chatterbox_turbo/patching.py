@@ -7,13 +7,14 @@ the class stay visible (the distinction is the one that wrapt's patching functio
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import wrapt
 
-from .errors import ForeignPatchError, TurboError
+from .errors import ForeignPatchError, ForeignPatchWarning, TurboError, UncopyableModelError
 
 _ABSENT = object()
 # nn.Module keeps these three beside its __dict__; setattr picks one by the type of the value.
@@ -27,6 +28,43 @@ def _table(owner: Any, name: str) -> dict[str, Any] | None:
         if isinstance(table, dict) and name in table:
             return table
     return None
+
+
+def refuse_copies(*_: Any) -> Any:
+    """In place of what copies or pickles an object."""
+    raise UncopyableModelError(
+        "An optimized model cannot be copied or pickled.",
+        "Its patches belong to this one object.",
+        "Revert it first, and apply to the copy.",
+    )
+
+
+class BoundToModel:
+    """What works on one model only: neither it nor what holds it can be copied or pickled."""
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = refuse_copies
+
+
+class PatchedMethod(BoundToModel, wrapt.FunctionWrapper):
+    """A method of one object with a wrapper around it, until it is made inert."""
+
+    def __init__(self, wrapped: Callable, wrapper: Callable):
+        super().__init__(wrapped, wrapper)
+        self._self_inert = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._self_inert:
+            return self.__wrapped__(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def make_inert(self) -> None:
+        """From now on, calls go to the method as if there were no wrapper."""
+        self._self_inert = True
+
+    @property
+    def inert(self) -> bool:
+        """Whether ``make_inert`` was called."""
+        return self._self_inert
 
 
 @dataclass
@@ -81,7 +119,7 @@ class Journal:
         wrapped = getattr(owner, name, None)
         if not callable(wrapped):
             raise TurboError(f"Cannot wrap {type(owner).__name__}.{name}.", "It is missing or not callable.")
-        self.set(owner, name, wrapt.FunctionWrapper(wrapped, wrapper))
+        self.set(owner, name, PatchedMethod(wrapped, wrapper))
 
     def record(self, description: str, undo: Callable[[], None]) -> None:
         """Note a change that is not an attribute (a hook, a process-wide switch), before making it.
@@ -100,12 +138,19 @@ class Journal:
     def undo(self) -> None:
         """Undo every write, last one first, and leave the journal empty.
 
+        What somebody else has put on top of a write stays there. What this package wrote below it is made inert, where
+        its type has ``make_inert``: the methods and the watermarker that others like to wrap.
+
         Raises:
-            ForeignPatchError: somebody patched on top of a write; nothing has been undone then.
+            ForeignPatchError: somebody patched on top of a write that cannot be made inert; nothing has been undone.
             TurboError: an undo failed; the remaining ones were carried out all the same.
+
+        Warns:
+            ForeignPatchWarning: something was left below somebody else's patch.
         """
-        for write in self._writes:
-            if write.value is not _ABSENT and not self.owns(write.owner, write.name):
+        buried = {id(w): w for w in self._writes if w.value is not _ABSENT and not self.owns(w.owner, w.name)}
+        for write in buried.values():
+            if not hasattr(type(write.value), "make_inert"):
                 raise ForeignPatchError(
                     f"Cannot revert {write.description}: it no longer holds what this package put there.",
                     "Another patch was applied on top of it (or removed it).",
@@ -115,7 +160,7 @@ class Journal:
         while self._writes:
             write = self._writes.pop()
             try:
-                write.undo()
+                write.value.make_inert() if id(write) in buried else write.undo()
             except Exception as error:  # the other writes must still be undone
                 failures.append(f"{write.description} ({type(error).__name__}: {error})")
         if failures:
@@ -123,4 +168,11 @@ class Journal:
                 f"Could not undo {', '.join(failures)}.",
                 "Everything else was put back.",
                 "Load the model again to be sure of its state.",
+            )
+        if buried:
+            names = ", ".join(dict.fromkeys(write.description for write in buried.values()))
+            warnings.warn(
+                f"Somebody else's patch was left on {names}. What this package had put below it does nothing any more.",
+                ForeignPatchWarning,
+                stacklevel=3,
             )

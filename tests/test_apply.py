@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import pickle
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from cases import FAMILIES, Injected, difference, faults_around, snapshot, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.errors import ForeignPatchError, UnsupportedModelError
+from chatterbox_turbo.errors import ForeignPatchError, UncopyableModelError, UnsupportedModelError
 
 QUIET = {"decoding": {"progress": "off"}}
 EVERYTHING = {**QUIET, "warmup": {"level": "light"}}
@@ -63,7 +66,7 @@ def test_revert_of_an_untouched_model_is_a_no_op(english):
 def test_apply_returns_the_same_object_and_adds_one_attribute(english):
     names = set(vars(english))
     assert turbo.apply(english) is english
-    entry_points = {"generate", "prepare_conditionals"}
+    entry_points = {"generate", "prepare_conditionals", "__deepcopy__", "__reduce_ex__"}
     assert set(vars(english)) - names == {"turbo", *entry_points}
     assert english.turbo.revert() is english
     assert set(vars(english)) == names
@@ -167,10 +170,19 @@ def test_objects_that_are_no_model_are_refused():
         turbo.apply(Wrapper(Inner()))
 
 
-def test_an_optimized_model_refuses_to_be_copied(english):
-    turbo.apply(english)
-    with pytest.raises(TypeError, match="Revert it first"):
-        copy.deepcopy(english.turbo)
+@pytest.mark.parametrize("preset", ["exact", "auto"])
+@pytest.mark.parametrize("model", ["english", "multilingual", "turbo", "vc"], indirect=True)
+def test_an_optimized_model_refuses_to_be_copied(model, preset):
+    turbo.apply(model, preset)
+    ours = [model, model.generate, model.watermarker, model.turbo]
+    # a part alone that cannot be pickled for other reasons (hooks, HiFT's parametrizations) fails by those
+    ways = {copy.deepcopy: [*ours, model.s3gen], pickle.dumps: ours, partial(torch.save, f=io.BytesIO()): ours}
+    for way, holders in ways.items():
+        for holder in holders:
+            with pytest.raises(UncopyableModelError, match="Revert it first"):
+                way(holder)
+    assert turbo.revert(model) is model
+    copy.deepcopy(model.s3gen)
 
 
 def test_a_shallow_copy_of_an_optimized_model_is_refused(english):

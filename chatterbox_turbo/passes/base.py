@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,17 @@ class Call:
     args: tuple
     kwargs: dict[str, Any]
     result: Any = None
+
+    def rewrite(self, names: Sequence[str], change: Callable[[str, Any], Any]) -> None:
+        """Replace each argument by ``change(name, value)``; ``names``: of the positional ones, in order."""
+        rest = self.args[len(names) :]
+        self.args = (*(change(name, value) for name, value in zip(names, self.args, strict=False)), *rest)
+        self.kwargs = {name: change(name, value) for name, value in self.kwargs.items()}
+
+
+def parameters(method: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what a bound method takes, in order."""
+    return tuple(inspect.signature(method).parameters)
 
 
 Scope = Callable[[Call], AbstractContextManager]
@@ -68,7 +80,8 @@ class Context:
     """The model that a pass works on, and the only ways in which it may change it.
 
     ``journal`` for every write; ``scopes`` for what surrounds each ``generate`` (under the model's lock): a
-    scope may replace ``call.result`` after its ``yield``. ``applied``: names of the passes carried out so far.
+    scope may rewrite the arguments before its ``yield``, and replace ``call.result`` after it. ``applied``: names of
+    the passes carried out so far.
     ``engines``: what passes have put in place for batches. ``entry_points``: what runs in place of one of upstream's
     (by name, except ``generate``), with its arguments and under the model's lock. ``voices``: encoded voices, once a
     pass keeps them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from inspect import Parameter, signature
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError
+from ..errors import LONG, InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError, brief
 from .families import FAMILIES, TITLES
 from .rebinding import from_local, from_pretrained, original
 
@@ -38,7 +39,7 @@ def model_class(family: str) -> Any:
         ModelUnavailableError: upstream is missing, broken, or too old to have this family.
     """
     if family not in _CLASSES:
-        raise ModelUnavailableError(f"Unknown model {family!r}.", "", f"Models are: {', '.join(FAMILIES)}.")
+        raise ModelUnavailableError(f"Unknown model {brief(family)}.", "", f"Models are: {', '.join(FAMILIES)}.")
     module, name = _CLASSES[family]
     try:
         cls = getattr(import_module(module), name)
@@ -91,7 +92,7 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
     loader = getattr(cls, "from_local" if folder is not None else "from_pretrained", None)
     if not isinstance(cls, type) or not callable(loader):
         raise UnsupportedModelError(
-            f"{cls!r} cannot be loaded.",
+            f"{brief(cls)} cannot be loaded.",
             "It is neither one of upstream's classes nor a model's name.",
             f"Pass ChatterboxTTS or another of upstream's classes, or one of {', '.join(FAMILIES)}; optimize a model "
             "that is loaded already with apply(model).",
@@ -102,8 +103,10 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
         raise InvalidRequestError(
             f"{title} takes no option {', '.join(unknown)}.", "", f"Options of its loader: {known or 'none'}."
         )
-    if folder is not None and not Path(folder).is_dir():
-        raise ModelUnavailableError(f"There is no folder {folder}.", "", "Pass the folder of a checkpoint.")
+    if folder is not None and not os.path.isdir(folder):
+        raise ModelUnavailableError(
+            f"There is no folder {brief(str(folder), LONG)}.", "", "Pass the folder of a checkpoint."
+        )
     try:
         if folder is not None:
             return from_local(cls, Path(folder), device, mapped, **options)
