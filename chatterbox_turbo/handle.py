@@ -15,7 +15,7 @@ from .config import OptimizationConfig
 from .errors import ForeignPatchError, InvalidRequestError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Scope
-from .patching import BoundToModel, Journal, PatchedMethod, refuse_copies
+from .patching import BoundToModel, Journal, PatchedMethod
 from .plan import Plan, carry_out
 from .report import Report
 from .speech.batch import speak_batch
@@ -182,8 +182,6 @@ def install(context: Context, plan: Plan) -> Handle:
                 entry.wrap(name, journal)
         plan = carry_out(plan, context)
         entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
-        for name in ("__deepcopy__", "__reduce_ex__"):  # told before something inside that is not ours fails
-            journal.set(parts.model, name, refuse_copies)
         handle = Handle(context, plan, lock, entry.recorder, before)
         journal.set(parts.model, ATTRIBUTE, handle)
     except BaseException:

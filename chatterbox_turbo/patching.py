@@ -30,19 +30,17 @@ def _table(owner: Any, name: str) -> dict[str, Any] | None:
     return None
 
 
-def refuse_copies(*_: Any) -> Any:
-    """In place of what copies or pickles an object."""
-    raise UncopyableModelError(
-        "An optimized model cannot be copied or pickled.",
-        "Its patches belong to this one object.",
-        "Revert it first, and apply to the copy.",
-    )
-
-
 class BoundToModel:
     """What works on one model only: neither it nor what holds it can be copied or pickled."""
 
-    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = refuse_copies
+    def _refuse(self, *_: Any) -> Any:
+        raise UncopyableModelError(
+            "An optimized model cannot be copied or pickled.",
+            "Its patches belong to this one object.",
+            "Revert it first, and apply to the copy.",
+        )
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = _refuse
 
 
 class PatchedMethod(BoundToModel, wrapt.FunctionWrapper):
