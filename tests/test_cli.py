@@ -71,6 +71,7 @@ def test_inspect_as_json(prebuilt, capsys):
         (("bench", "--json", "{folder}/none/b.json"), ["cannot write"]),
         (("bench", "--runs", "0"), ["--runs"]),
         (("verify", "--texts", "99"), ["--texts"]),
+        (("prepare", "--checkpoint", "{folder}", "--download"), ["either --checkpoint or --download"]),
         (("dmeo",), ["dmeo"]),
         (("say", "hi", "--loud"), ["--loud"]),
     ],

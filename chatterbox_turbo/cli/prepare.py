@@ -35,6 +35,8 @@ def prepare(
     threads as later.
     """
     screen = options.screen_of(context)
+    if checkpoint and download:
+        raise typer.BadParameter("give either --checkpoint or --download.")
     with screen.step("importing torch"), screen.quiet():
         import torch
     settings = options.configuration(screen, preset, config)
