@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -76,10 +77,13 @@ def _check_folders() -> None:
         raise TurboError(f"There are no kernels to compile: {why_no_kernels()}.")
     from ..runtime.cpu import attention, instructions, products, step_kernels  # noqa: F401
 
-    if instructions.kernel_folders() is None:
+    asked, folders = os.environ.get("NUMBA_CACHE_DIR"), instructions.kernel_folders()
+    if folders is None or (asked and not all(os.path.abspath(f).startswith(os.path.abspath(asked)) for f in folders)):
         raise TurboError(
-            "Compiled kernels cannot be kept.",
-            "Neither NUMBA_CACHE_DIR, nor the package's folder, nor the user's cache folder can be written to.",
+            f"Compiled kernels cannot be kept{f' in {asked}' if asked else ''}.",
+            "The folder that NUMBA_CACHE_DIR names cannot be written."
+            if asked
+            else "Neither the package's folder nor the user's cache folder can be written.",
             "Set NUMBA_CACHE_DIR to a folder that can, here and where the model is used.",
         )
     folder = step_choice.cache_folder()
