@@ -40,6 +40,9 @@ def load(
     was, where upstream's loading advances it. What a constructor draws to keep (noise of the flow, up to chatterbox-tts
     0.1.5) comes from a generator of fixed seed.
 
+    Where somebody has wrapped the class's ``from_pretrained`` or ``from_local``, what is below wrappers that have
+    ``__wrapped__`` (functools.wraps, wrapt) runs: such a wrapper may call this function.
+
     Args:
         source: ``ChatterboxTTS`` or another of upstream's classes, or a name: english, multilingual, turbo, nano, vc.
         device: ``auto`` (the first CUDA device or the CPU), a name, or a ``torch.device``.
@@ -57,6 +60,7 @@ def load(
         ModelUnavailableError: a file is missing, damaged or does not fit, or the hub cannot be reached.
         InvalidRequestError: there is no such device or option.
         UnsupportedModelError: ``source`` is neither a class of upstream's nor a name.
+        ForeignPatchError: a wrapper without ``__wrapped__`` calls this function.
         TurboError: what ``apply`` raises; a wrong configuration is found before anything is loaded.
 
     Warns:

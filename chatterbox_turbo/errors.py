@@ -1,5 +1,12 @@
 """Every error that this package raises on purpose: what happened, why, and what to do."""
 
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+SHORT, LONG = 80, 300  # characters of a user's value in a message, and of a path
+
 
 class TurboError(Exception):
     """Base of all errors of this package.
@@ -32,6 +39,10 @@ class ForeignPatchError(TurboError):
     """Somebody else's patch sits where this package wants to write, or on top of what it wrote."""
 
 
+class UncopyableModelError(TurboError, TypeError):
+    """An optimized model was to be copied or pickled."""
+
+
 class InvalidRequestError(TurboError, ValueError):
     """An argument is out of range or unknown: temperature, penalty, number of tokens, device."""
 
@@ -60,6 +71,10 @@ class WatermarkWarning(UserWarning):
     """An output left ``generate`` without a watermark and received one from the guard."""
 
 
+class ForeignPatchWarning(UserWarning):
+    """A model was reverted below somebody else's patch, which stays; what was below it does nothing any more."""
+
+
 class SlowLoadingWarning(UserWarning):
     """A model was loaded by upstream's own loader: this release or fork does something that ``load`` does not know."""
 
@@ -70,3 +85,31 @@ def describe(error: BaseException) -> str:
     torch's messages go on for pages; dynamo names the cause on their second line.
     """
     return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
+
+
+class _Brief(reprlib.Repr):
+    """``repr`` that says of large things what they are."""
+
+    def __init__(self, longest: int):
+        super().__init__()
+        self.longest = longest
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 4
+        self.maxlevel = 3
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x) if len(x) <= self.longest else f"{x[: self.longest // 2]!r}… ({len(x):,} characters)"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, bytes | bytearray | memoryview):
+            return repr(x) if isinstance(x, bytes) and len(x) <= self.longest // 2 else f"{len(x):,} bytes"
+        if getattr(x, "shape", ()) != () and hasattr(x, "dtype"):
+            return f"a {type(x).__name__} of shape {tuple(x.shape)}"
+        text = " ".join(super().repr_instance(x, level).split())
+        return text if len(text) <= self.longest else f"{text[: self.longest]}…"
+
+    repr_ndarray = repr_Tensor = repr_bytes = repr_instance  # reprlib goes by names of types
+
+
+def brief(value: Any, longest: int = SHORT) -> str:
+    """A user's value for a message: its ``repr`` where that is short, otherwise its beginning, or what it is."""
+    return _Brief(longest).repr(value)

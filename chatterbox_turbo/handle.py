@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .config import OptimizationConfig
-from .errors import ForeignPatchError, InvalidRequestError, TurboError, UnavailablePassError
+from .errors import ForeignPatchError, ForeignPatchWarning, InvalidRequestError, TurboError, UnavailablePassError
 from .instruments import Recorder, install_recorder, memory
 from .passes.base import Call, Context, Pass, Scope, Setting, in_force
-from .patching import Journal
+from .patching import BoundToModel, Journal, PatchedMethod
 from .plan import Plan, build_plan, carry_out
 from .report import Report
 from .runtime.cpu import forks
@@ -37,7 +39,7 @@ CONVOLUTIONS = (
 )
 
 
-class Handle:
+class Handle(BoundToModel):
     """What is on, what it costs, and how to get rid of it.
 
     Attributes:
@@ -132,12 +134,6 @@ class Handle:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
         return revert(self._parts().model)
 
-    def __reduce__(self):
-        raise TypeError(
-            "An optimized model cannot be copied or pickled: its patches belong to this one object. "
-            "Revert it first, and apply to the copy."
-        )
-
     def belongs_to(self, model: Any) -> bool:
         """Whether this is the handle of that very object."""
         return self._model() is model
@@ -179,22 +175,31 @@ def handle_of(model: Any) -> Handle | None:
 
 def _handle_behind(entry_point: Any) -> Handle | None:
     """The handle whose guard is around an entry point."""
-    entry = getattr(getattr(entry_point, "_self_wrapper", None), "__self__", None)
+    wrapper = getattr(entry_point, "_self_wrapper", None)
+    entry = getattr(getattr(wrapper, "func", None), "__self__", None)
     return entry.handle if isinstance(entry, _Entry) else None
 
 
 def revert(model: Any) -> Any:
     """Put a model back exactly as it was before ``apply``; nothing happens to one that is not optimized.
 
+    Where somebody has wrapped an entry point or the watermarker since ``apply``, that stays, and what is below it does
+    nothing any more.
+
     Raises:
-        ForeignPatchError: somebody patched on top; nothing has been undone.
+        ForeignPatchError: somebody patched on top of something else; nothing has been undone.
+
+    Warns:
+        ForeignPatchWarning: something was left below somebody's patch.
     """
     if handle_of(model) is None:
         return model
     with lock_of(model), lasting():
         handle = handle_of(model)
-        if handle:
-            handle.journal.undo()
+        left = handle.journal.undo() if handle else []
+    if left:
+        message = f"Somebody else's patch was left on {', '.join(left)}. What was below it does nothing any more."
+        warnings.warn(message, ForeignPatchWarning, stacklevel=2)
     return model
 
 
@@ -247,11 +252,11 @@ def install(context: Context, plan: Plan) -> Handle:
     parts, journal = context.parts, context.journal
     before, lock = memory(parts), lock_of(parts.model)
     try:
-        entry = _Entry(lock, context.scopes, context.settings, context.entry_points)
+        entry = _Entry(parts.model, lock, context.scopes, context.settings, context.entry_points)
         journal.record("entry points", entry.retire)
         for name in ENTRY_POINTS:
             if callable(getattr(parts.model, name, None)):
-                journal.wrap(parts.model, name, entry.generate if name == "generate" else entry.guard)
+                entry.wrap(name, journal)
         plan = carry_out(plan, context)
         entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
         entry.handle = Handle(context, plan, lock, entry, before)
@@ -268,17 +273,26 @@ class _Entry:
 
     def __init__(
         self,
+        model: Any,
         lock: threading.RLock,
         scopes: list[Scope],
         settings: list[Setting],
         instead: dict[str, Callable[..., Any]],
     ):
+        self._model = weakref.ref(model)
         self.lock, self.scopes, self.settings, self.instead = lock, scopes, settings, instead
         self.recorder: Recorder | None = None
         self.structure: Structure | None = None
         self.handle: Handle | None = None
         self.retired = False
         self._calls = threading.local()  # of a thread that another one forks away from, nothing is left in the child
+        self._methods: dict[str, PatchedMethod] = {}
+
+    def wrap(self, name: str, journal: Journal) -> None:
+        """Put the guard around an entry point."""
+        model = self._model()
+        journal.wrap(model, name, partial(self.generate if name == "generate" else self.guard, name))
+        self._methods[name] = vars(model)[name]
 
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
@@ -296,17 +310,17 @@ class _Entry:
         if change:
             _renew(self.handle, change)
 
-    def guard(self, wrapped, instance, args, kwargs):
+    def guard(self, name, wrapped, instance, args, kwargs):
         with self.inside(), computing(device_of(instance)):
             if self.retired:
-                return getattr(instance, wrapped.__name__)(*args, **kwargs)
+                return self._onward(name, wrapped)(*args, **kwargs)
             with plain():
-                return self.instead.get(wrapped.__name__, wrapped)(*args, **kwargs)
+                return self.instead.get(name, wrapped)(*args, **kwargs)
 
-    def generate(self, wrapped, instance, args, kwargs):
+    def generate(self, name, wrapped, instance, args, kwargs):
         with self.inside(), computing(device_of(instance)), ExitStack() as stack:
             if self.retired:
-                return getattr(instance, wrapped.__name__)(*args, **kwargs)
+                return self._onward(name, wrapped)(*args, **kwargs)
             stack.enter_context(plain())
             stack.enter_context(in_force(self.settings))
             call = Call(args, kwargs)
@@ -314,9 +328,13 @@ class _Entry:
                 stack.enter_context(self.recorder.recording())
             for scope in self.scopes:
                 stack.enter_context(scope(call))
-            call.result = wrapped(*args, **kwargs)
+            call.result = wrapped(*call.args, **call.kwargs)
             stack.close()  # a scope may replace the result
             return call.result
+
+    def _onward(self, name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+        """Where a call goes that has waited: not again through somebody's wrapper that has called this one."""
+        return wrapped if self._methods[name].inert else getattr(self._model(), name)
 
     @contextmanager
     def inside(self) -> Iterator[None]:

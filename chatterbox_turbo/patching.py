@@ -14,7 +14,7 @@ from typing import Any
 
 import wrapt
 
-from .errors import ForeignPatchError, TurboError, describe
+from .errors import ForeignPatchError, TurboError, UncopyableModelError, describe
 
 _ABSENT = object()
 # nn.Module keeps these three beside its __dict__; setattr picks one by the type of the value.
@@ -42,6 +42,41 @@ def _holds(owner: Any, name: str, value: Any) -> bool:
         return getattr(owner, name, _ABSENT) is value
     table = _table(owner, name)
     return table is not None and table[name] is value
+
+
+class BoundToModel:
+    """What works on one model only: neither it nor what holds it can be copied or pickled."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise UncopyableModelError(
+            "An optimized model cannot be copied or pickled.",
+            "Its patches belong to this one object.",
+            "Revert it first, and apply to the copy.",
+        )
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = _refuse
+
+
+class PatchedMethod(BoundToModel, wrapt.FunctionWrapper):
+    """A method of one object with a wrapper around it, until it is made inert."""
+
+    def __init__(self, wrapped: Callable, wrapper: Callable):
+        super().__init__(wrapped, wrapper)
+        self._self_inert = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._self_inert:
+            return self.__wrapped__(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def make_inert(self) -> None:
+        """From now on, calls go to the method as if there were no wrapper."""
+        self._self_inert = True
+
+    @property
+    def inert(self) -> bool:
+        """Whether ``make_inert`` was called."""
+        return self._self_inert
 
 
 @dataclass
@@ -111,7 +146,7 @@ class Journal:
         wrapped = getattr(owner, name, None)
         if not callable(wrapped):
             raise TurboError(f"Cannot wrap {type(owner).__name__}.{name}.", "It is missing or not callable.")
-        self.set(owner, name, wrapt.FunctionWrapper(wrapped, wrapper))
+        self.set(owner, name, PatchedMethod(wrapped, wrapper))
 
     def record(self, description: str, undo: Callable[[], None]) -> None:
         """Note a change that is not an attribute (a hook, a process-wide switch), before making it.
@@ -124,15 +159,23 @@ class Journal:
         """Whether the value that ``owner.name`` has now was written by this journal."""
         return any(w.owner is owner and w.name == name and _holds(owner, name, w.value) for w in self._writes)
 
-    def undo(self) -> None:
+    def undo(self) -> list[str]:
         """Undo every write, last one first, and leave the journal empty.
 
+        What somebody else has put on top of a write stays there. What this package wrote below it is made inert, where
+        its type has ``make_inert``: the methods and the watermarker that others like to wrap.
+
+        Returns:
+            Descriptions of what was left below somebody else's patch.
+
         Raises:
-            ForeignPatchError: somebody patched on top of a write; nothing has been undone then.
+            ForeignPatchError: somebody patched on top of a write that cannot be made inert; nothing has been undone.
             TurboError: an undo failed; the remaining ones were carried out all the same.
         """
-        for write in self._writes:
-            if write.value is not _ABSENT and not write.yields and not self.owns(write.owner, write.name):
+        buried = {id(w): w for w in self._writes if w.value is not _ABSENT and not self.owns(w.owner, w.name)}
+        inert = {key for key, write in buried.items() if hasattr(type(write.value), "make_inert")}
+        for key, write in buried.items():
+            if key not in inert and not write.yields:
                 raise ForeignPatchError(
                     f"Cannot revert {write.description}: it no longer holds what this package put there.",
                     "Another patch was applied on top of it (or removed it).",
@@ -142,7 +185,7 @@ class Journal:
         while self._writes:
             write = self._writes.pop()
             try:
-                write.undo()
+                write.value.make_inert() if id(write) in inert else write.undo()
             except Exception as error:  # the other writes must still be undone
                 failures.append(f"{write.description} ({type(error).__name__}: {error})")
         if failures:
@@ -151,3 +194,4 @@ class Journal:
                 "Everything else was put back.",
                 "Load the model again to be sure of its state.",
             )
+        return list(dict.fromkeys(buried[key].description for key in inert))

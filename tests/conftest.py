@@ -167,6 +167,35 @@ def copy(saved, tmp_path):
 
 
 @pytest.fixture
+def prebuilt(models, monkeypatch):
+    """Commands in this process get the session's models instead of building theirs."""
+    import chatterbox_turbo as turbo
+    from chatterbox_turbo import synthetic
+
+    used, real = [], synthetic.build
+
+    def build(family, size="tiny", stop_after=None, seed=0, device="cpu"):
+        with monkeypatch.context() as patch:
+            patch.setattr(synthetic, "build", real)
+            used.append(models(family))
+        return used[-1]
+
+    monkeypatch.setattr(synthetic, "build", build)
+    yield
+    for model in used:
+        turbo.revert(model)
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """No cached weights, and a hub that cannot be reached."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def nothing_global_changes():
     """What is global is after the test what it was before, errors included."""
     from loading_tools import global_state

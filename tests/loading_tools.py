@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -91,3 +92,16 @@ def weights(model) -> dict[str, torch.Tensor]:
         if hasattr(model, p)
         for k, v in getattr(model, p).state_dict().items()
     }
+
+
+def in_cache(monkeypatch, folder: Path, saved: Path, repository: str) -> Path:
+    """A Hugging Face cache with one checkpoint, and no network; the folder of the checkpoint."""
+    from huggingface_hub import constants
+
+    repository = folder / f"models--{repository.replace('/', '--')}"
+    snapshot = Path(shutil.copytree(saved, repository / "snapshots" / "0123"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot

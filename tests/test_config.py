@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 
 import pytest
 from pydantic import ValidationError
@@ -134,6 +135,23 @@ def test_what_is_neither_preset_nor_path_is_refused():
         resolve("exat")
     with pytest.raises(InvalidConfigError, match="cannot be a int"):
         resolve(3)
+
+
+def test_no_message_repeats_a_long_value(tmp_path):
+    long = "UklGR" * 100_000
+    mistakes = (
+        lambda: resolve(long),
+        lambda: resolve(long + "/file.toml"),
+        lambda: resolve("/" + long),
+        lambda: resolve({"preset": long}),
+        lambda: resolve({"decoding": {"max_new_tokens": long}}),
+        lambda: resolve({"decoding": {"max_new_tokens": list(range(100_000))}}),
+        lambda: resolve({"fidelity": long.encode()}),
+    )
+    for mistake in mistakes:
+        with pytest.raises(InvalidConfigError) as caught:
+            mistake()
+        assert len("".join(traceback.format_exception(caught.value))) < 8000
 
 
 def test_a_function_for_progress_cannot_be_written(tmp_path):

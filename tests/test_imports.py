@@ -83,7 +83,7 @@ def test_layers_point_downward():
 
 
 def test_rooms_of_the_hot_path_point_downward():
-    floors = ["layers", "device", "cpu", "loading", "voice", "t3", "s3gen"]
+    floors = ["layers", "arguments", "device", "cpu", "loading", "voice", "t3", "s3gen"]
     inside = {name: path for name, path in FILES.items() if name.startswith("runtime.")}
     assert {name.split(".")[1] for name in inside} == {*floors}
     for name, path in inside.items():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from chatterbox.models.voice_encoder import VoiceEncoder
-from loading_tools import assert_equal, ours, read, upstreams
+from loading_tools import assert_equal, in_cache, ours, read, upstreams
 from safetensors.torch import load_file, save_file
 from test_synthetic import INSTALLED, has
 from torch import nn
@@ -176,19 +175,6 @@ def test_modules_that_cannot_be_filled_are_refused():
 
 
 # --- the hub
-
-
-def in_cache(monkeypatch, folder: Path, saved: Path, repository: str) -> Path:
-    """A Hugging Face cache with one checkpoint, and no network; the folder of the checkpoint."""
-    from huggingface_hub import constants
-
-    repository = folder / f"models--{repository.replace('/', '--')}"
-    snapshot = Path(shutil.copytree(saved, repository / "snapshots" / "0123"))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return snapshot
 
 
 @pytest.mark.parametrize("family", INSTALLED)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
+import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,9 +68,9 @@ def bad_files(samples, folder):
         "bytes that are not audio": (io.BytesIO(b"RIFF, or so"), "not audio"),
         "no bytes": (io.BytesIO(), "not audio"),
         "missing": (str(folder / "none.wav"), "There is no"),
-        "a folder": (folder, "cannot be read"),
-        "a number": (5.0, "cannot be read"),
-        "text file": (io.StringIO("abc"), "cannot be read"),
+        "a folder": (folder, "the folder .*Is a directory"),
+        "a number": (5.0, "is 5.0, which cannot be read"),
+        "text file": (io.StringIO("abc"), "cannot be read.*text mode"),
     }
 
 
@@ -89,6 +93,69 @@ def test_bad_audio_is_told_and_leaves_the_old_voice(kept, samples, tmp_path, fam
         encode(model, str(tmp_path / "none.wav"))
     assert isinstance(caught.value, ReferenceAudioMissingError) and str(caught.value).startswith("There is no")
     assert torch.isfinite(speak(model)).all()
+
+
+class Upload:
+    """A file whose ``read`` is asynchronous, as FastAPI's ``UploadFile``."""
+
+    async def read(self):
+        return b""
+
+
+def misgiven(samples, folder):
+    """What callers have passed in place of a path: what it is called, and what is advised."""
+    content = wav(np.tile(samples, 3)).getvalue()
+    text = base64.b64encode(content).decode()
+    tensor = torch.from_numpy(samples)
+    memory = r"soundfile\.write\(file, samples"
+    return {
+        "bytes": (content, r"is [\d,]+ bytes,", r"io\.BytesIO\(data\)"),
+        "bytearray": (bytearray(content), r"is [\d,]+ bytes,", r"io\.BytesIO\(data\)"),
+        "few bytes": (content[:300], r"is 300 bytes,", r"io\.BytesIO\(data\)"),
+        "base64": (text, r"is base64 text \([\d,]+ characters\),", r"b64decode\(text\)"),
+        "short base64": (text[:200], r"is base64 text \(200 characters\),", r"b64decode\(text\)"),
+        "data URI": (f"data:audio/wav;base64,{text}", r"is a data URI \([\d,]+ characters\),", "partition"),
+        "URL": (f"https://example.org/{'a' * 300}.wav", r"is a URL \(.*…", "Download it"),
+        "text": ("Hello there. " * 5000, r"is 'Hello there\..*… \(65,000 characters\)", "path of an audio file"),
+        "array": (samples, r"is a NumPy array of shape \(\d+,\),", memory),
+        "tensor": (tensor, r"is a tensor of shape \(\d+,\),", memory + ".*cpu"),
+        "Gradio": ((RATE, samples), "is a tuple of rate and samples, as Gradio gives,", "type='filepath'"),
+        "ComfyUI": ({"waveform": tensor[None, None], "sample_rate": RATE}, "as ComfyUI gives,", memory),
+        "dict": ({"path": "voice.wav", "data": text}, r"is a dict with \['path', 'data'\],", "path"),
+        "list": (list(samples[:9]), "is a list of 9,", "path"),
+        "folder": (folder, "is the folder ", "file in it"),
+        "upload": (Upload(), "asynchronous", "file"),
+        "pathlib": (Path("none" * 80) / "none.wav", "reference audio .*…", "path"),
+    }
+
+
+@pytest.mark.parametrize("family", ["english", "vc"])
+def test_what_is_no_file_is_named_with_what_to_pass(kept, samples, tmp_path, family):
+    model = kept(family)
+    turbo.apply(model, EXACT)
+    voice, name = identify(model).voice, "target_voice_path" if family == "vc" else "audio_prompt_path"
+    for title, (given, words, remedy) in misgiven(samples, tmp_path).items():
+        for call in (lambda: encode(model, given), lambda: speak(model, **{name: given})):  # noqa: B023
+            with pytest.raises(ReferenceAudioError, match=words) as caught:
+                call()
+            message = "".join(traceback.format_exception(caught.value))  # with what it is raised from
+            assert re.search(remedy, caught.value.remedy), title
+            assert len(str(caught.value)) < 500 and len(message) < 6000, title
+    for given, words in ((None, "is None,"), ("", "is an empty string,")):
+        with pytest.raises(ReferenceAudioError, match=words + ".*leave the argument out"):
+            encode(model, given)
+        speak(model, **{name: given})  # upstream's way to keep the voice
+    assert identify(model).voice is voice
+
+
+def test_a_batch_names_it_too(english, samples):
+    turbo.apply(english, {"preset": "exact", "decoding": {"progress": "off"}})
+    voice, english.conds = english.conds, None
+    try:
+        with pytest.raises(ReferenceAudioError, match="is a NumPy array"):
+            english.turbo.batch([{"text": "Hello.", "audio_prompt_path": samples}])
+    finally:
+        english.conds = voice
 
 
 def test_formats_that_libsndfile_does_not_know(monkeypatch, samples, tmp_path):

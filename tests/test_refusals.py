@@ -34,13 +34,14 @@ def test_a_foreign_patch_is_skipped_or_refused(english):
 
 
 def test_revert_refuses_while_somebody_patched_on_top(english):
+    """On top of what is no method: see ``test_foreign_patches`` for those."""
     turbo.apply(english, QUIET)
-    ours = english.generate
-    english.generate = lambda *args, **kwargs: ours(*args, **kwargs)
+    ours = english.s3gen.mel_extractor
+    english.s3gen.mel_extractor = lambda *args, **kwargs: ours(*args, **kwargs)
     with pytest.raises(ForeignPatchError, match="Remove that patch first"):
         turbo.revert(english)
     assert english.turbo.plan.running, "half of it was reverted"
-    english.generate = ours
+    english.s3gen.mel_extractor = ours
     turbo.revert(english)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, demo, doctor, inspect, presets, say, verify
+from . import bench, demo, doctor, inspect, prepare, presets, say, verify
 from .screen import PROGRAM
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -36,5 +36,15 @@ def options(
         raise typer.Exit(2)
 
 
-for function in (demo.demo, say.say, bench.bench, verify.verify, inspect.inspect, presets.presets, doctor.doctor):
+COMMANDS = (
+    demo.demo,
+    say.say,
+    bench.bench,
+    verify.verify,
+    inspect.inspect,
+    presets.presets,
+    prepare.prepare,
+    doctor.doctor,
+)
+for function in COMMANDS:
     app.command(function.__name__)(function)

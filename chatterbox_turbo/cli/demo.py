@@ -25,7 +25,7 @@ FILES = {
 }
 TOKENS = 75  # 3 s of speech, so that a full-size model on two cores is done within minutes
 NO_MATPLOTLIB = "no picture: matplotlib is not installed (pip install 'chatterbox-turbo[plot]')"
-TIMES = (*(name for name in TITLES if name not in ("t3", "real_time_factor", "peak_memory", "bandwidth_share")),)
+BARS = ("conditionals", "flow", "vocoder", "watermark", "end_to_end")  # of the picture, in seconds
 
 
 def demo(
@@ -107,15 +107,18 @@ def _write(screen: Screen, files: dict[str, Path], data: dict[str, Any], result:
         waves[side] = run.sample.wav.squeeze(0).cpu().numpy()
         soundfile.write(files[side], waves[side], rate)
     if "picture" in files:
-        from .plot import draw
+        from .plot import draw, ratio
 
-        seconds = {m.name: (m.upstream.median, m.optimized.median) for m in result.metrics if m.name in TIMES}
+        pairs = {m.name: (m.upstream.median, m.optimized.median) for m in result.metrics}
         t3 = tuple(run.sample.phases.get("t3", 0.0) for run in result.pairs[0])
-        seconds = {"T3": t3, **seconds} if all(t3) else seconds
-        bars = {TITLES.get(name, name): pair for name, pair in seconds.items()}
-        title = f"{data['model']['family']}, {'synthetic' if data['synthetic'] else 'real'} weights, one run each"
+        seconds = {"T3, all tokens": t3} if all(t3) else {}
+        seconds |= {TITLES[name]: pairs[name] for name in BARS if name in pairs}
+        model = data["model"]
+        weights = "synthetic" if data["synthetic"] else "real"
+        title = f"{model['family']}, {weights} weights ({model['size']}), {model['device']}, one run each: "
+        title += f"{ratio(*pairs['end_to_end'])} end to end"
         with screen.step("drawing"), screen.quiet():
-            draw(files["picture"], waves, rate, bars, title)
+            draw(files["picture"], waves, rate, pairs.get("t3_step"), seconds, title)
     screen.write_json(data, str(files["report"]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import InvalidConfigError
+from ..errors import LONG, InvalidConfigError, brief, describe
 
 ENV_PREFIX = "CHATTERBOX_TURBO__"
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
@@ -25,8 +25,9 @@ def read(path: Path) -> dict[str, Any]:
     _check_suffix(path, "read")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfigError(f"Cannot read {path}: {error}.") from None
+    except (OSError, ValueError) as error:
+        name, reason = brief(str(path), LONG), getattr(error, "strerror", None) or describe(error)
+        raise InvalidConfigError(f"Cannot read {name}: {reason}.") from None
     try:
         values = _parse(text, path.suffix)
     except ValueError as error:  # tomlkit and json; yaml is translated in _parse
@@ -69,7 +70,9 @@ def environment(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
 def _check_suffix(path: Path, verb: str) -> None:
     if path.suffix not in SUFFIXES:
         raise InvalidConfigError(
-            f"Cannot {verb} {path}: unknown suffix {path.suffix!r}.", "", f"Use one of {', '.join(SUFFIXES)}."
+            f"Cannot {verb} {brief(str(path), LONG)}: unknown suffix {brief(path.suffix)}.",
+            "",
+            f"Use one of {', '.join(SUFFIXES)}.",
         )
 
 

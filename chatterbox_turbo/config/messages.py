@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ..errors import SHORT, brief
 from .files import ENV_PREFIX
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name[:SHORT], list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -35,7 +36,7 @@ def explain(model: type[BaseModel], error: ValidationError, source: str, overrid
         elif item["type"] == "value_error":
             problem = item["msg"].removeprefix("Value error, ")
         else:
-            problem = f"{item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})"
+            problem = f"{item['msg'][0].lower()}{item['msg'][1:]} (got {brief(item['input'])})"
         head = f"{origin}: {where}: " if where else f"{origin}: "
         # a union reports each of its members: join what they accept
         lines[head] = f"{lines[head]}, or {problem}" if head in lines else head + problem

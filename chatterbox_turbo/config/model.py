@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ..errors import InvalidConfigError
+from ..errors import InvalidConfigError, brief
 from . import files, presets
 from .messages import explain, nearest
 from .sections import (
@@ -147,7 +147,7 @@ def preset_values(name: Any) -> dict[str, Any]:
     """The values of a preset; a ``ValueError`` that names the nearest one where there is none."""
     if not isinstance(name, str) or name not in presets.PRESETS:
         known = ", ".join(presets.PRESETS)
-        raise ValueError(f"unknown preset {name!r}{nearest(str(name), presets.PRESETS)}; presets are: {known}")
+        raise ValueError(f"unknown preset {brief(name)}{nearest(str(name), presets.PRESETS)}; presets are: {known}")
     return presets.PRESETS[name]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidConfigError
+from ..errors import InvalidConfigError, brief
 from . import presets
 from .messages import nearest
 from .model import OptimizationConfig
@@ -33,7 +33,7 @@ def resolve(config: Config) -> OptimizationConfig:
         if isinstance(config, os.PathLike) or path.suffix or len(path.parts) > 1:
             return OptimizationConfig.from_file(path)
         raise InvalidConfigError(
-            f"Unknown preset {config!r}{nearest(config, presets.PRESETS)}.",
+            f"Unknown preset {brief(config)}{nearest(config, presets.PRESETS)}.",
             "It is neither a preset nor a file name with a suffix.",
             f"Presets are: {', '.join(presets.PRESETS)}.",
         )

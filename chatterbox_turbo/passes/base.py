@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -22,6 +23,17 @@ class Call:
     args: tuple
     kwargs: dict[str, Any]
     result: Any = None
+
+    def rewrite(self, names: Sequence[str], change: Callable[[str, Any], Any]) -> None:
+        """Replace each argument by ``change(name, value)``; ``names``: of the positional ones, in order."""
+        rest = self.args[len(names) :]
+        self.args = (*(change(name, value) for name, value in zip(names, self.args, strict=False)), *rest)
+        self.kwargs = {name: change(name, value) for name, value in self.kwargs.items()}
+
+
+def parameters(method: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what a bound method takes, in order."""
+    return tuple(inspect.signature(method).parameters)
 
 
 Scope = Callable[[Call], AbstractContextManager]
@@ -82,8 +94,8 @@ class Context:
 
     Attributes:
         journal: for every write.
-        scopes: what surrounds each ``generate`` (under the model's lock): a scope may replace ``call.result`` after its
-            ``yield``.
+        scopes: what surrounds each ``generate`` (under the model's lock): a scope may rewrite the arguments before
+            its ``yield``, and replace ``call.result`` after it.
         settings: what is process-wide and rules whatever the model computes: calls, batches, a warm-up.
         applied, planned: names of the passes carried out so far, and of those that are to run.
         engines: what passes have put in place for batches.

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..config import Fidelity
+from ..runtime.arguments import number
 from ..runtime.cpu.onednn import linear_forward, onednn, onednn_is_faster
 from ..runtime.device.surroundings import lasting
 from ..runtime.voice.cache import VoiceCache
 from ..runtime.voice.reference_audio import Reference, resample, resample_on
+from ..runtime.voice.unreadable import refuse
 from ..upstream import conditioning as upstream
 from ..upstream.patch_points import ALL
 from ..upstream.prepared import Prepared
-from .base import Context, Pass
+from .base import Call, Context, Pass, Scope, parameters
+
+REFERENCES = ("audio_prompt_path", "target_voice_path")
 
 
 class ConditioningPass(Pass):
@@ -81,6 +88,7 @@ class ConditioningPass(Pass):
         current = Prepared(encoding.modules, lambda: (encoding, ""), lambda _: voices.clear())
         name = upstream.entry_point(parts)
         context.entry_points[name] = _preparing(current, voices, getattr(type(parts.model), name))
+        context.scopes.append(_refusing(parts.model))
         return "; ".join(remarks)
 
     def _by_onednn(self, context: Context) -> bool:
@@ -99,6 +107,23 @@ def _without_graph(wrapped, instance, args, kwargs):
         return wrapped(*args, **kwargs)
 
 
+def _refusing(model: Any) -> Scope:
+    """Refuse what is no recording before upstream asks for its truth, which an array does not have."""
+    names = parameters(model.generate)
+
+    def checked(name: str, value: Any) -> Any:
+        if name in REFERENCES and value is not None and not isinstance(value, str | bytes | os.PathLike):
+            refuse(value)
+        return value
+
+    @contextmanager
+    def scope(call: Call) -> Iterator[None]:
+        call.rewrite(names, checked)
+        yield
+
+    return scope
+
+
 def _preparing(current: Prepared[upstream.VoiceEncoding], voices: VoiceCache, original: Any):
     """What runs in place of the entry point, with its arguments."""
     signature = inspect.signature(original)
@@ -107,6 +132,7 @@ def _preparing(current: Prepared[upstream.VoiceEncoding], voices: VoiceCache, or
         bound = signature.bind(None, *args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        exaggeration = number("exaggeration", given.get("exaggeration", 0.0))
         reference = Reference.open(given["wav_fpath"])
         encoding = current.current()
         normalize = bool(given.get("norm_loudness", False))
@@ -115,6 +141,6 @@ def _preparing(current: Prepared[upstream.VoiceEncoding], voices: VoiceCache, or
         if voice is None:
             voice = encoding.encode(reference, normalize)
             voices.put(key, voice)
-        encoding.put(voice, given.get("exaggeration", 0.0))
+        encoding.put(voice, exaggeration)
 
     return prepare

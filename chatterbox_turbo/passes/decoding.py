@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from ..config import DecodingSection, Fidelity, OptimizationConfig
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
+from ..runtime import arguments
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.device.devices import on_device
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
@@ -32,7 +34,7 @@ from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, analysis_names, build_analyzer
 from ..upstream.patch_points import GPT2, LLAMA
 from ..upstream.prepared import Prepared
-from .base import Context, Pass, Switch
+from .base import Call, Context, Pass, Scope, Switch, parameters
 
 logger = logging.getLogger(__name__)
 TOKENS_PER_SECOND = 25
@@ -75,7 +77,20 @@ class DecodingPass(Pass):
         context.engines.token_model = model
         context.remarks[self.name] = lambda: f"{model.remark()}: {obstacle}" if obstacle else model.remark()
         context.reproduced += [*upstream_t3.sampling_names(t3), *analysis_names(t3)]
+        context.scopes.append(_plain_numbers(context.parts.model))
         return context.remarks[self.name]()
+
+
+def _plain_numbers(model: Any) -> Scope:
+    """Look at the numbers of a call before anything is done with them: upstream keeps ``exaggeration`` in the voice."""
+    names = parameters(model.generate)
+
+    @contextmanager
+    def scope(call: Call) -> Iterator[None]:
+        call.rewrite(names, arguments.plain)
+        yield
+
+    return scope
 
 
 def _wants_static(config: OptimizationConfig) -> bool:
@@ -236,6 +251,7 @@ class TokenModel:
         if prepend_prompt_speech_tokens is not None:
             what = "prepend_prompt_speech_tokens is not supported."
             raise InvalidRequestError(what, "Upstream has no such code either.")
+        cfg_weight = arguments.number("cfg_weight", cfg_weight)
         rows = 2 if cfg_weight > 0.0 else 1
         text_tokens = upstream_t3.check_text(self._t3, text_tokens)
         if text_tokens.size(0) < rows:
@@ -264,19 +280,22 @@ class TokenModel:
         generator: Generator | None = None,
     ) -> Request:
         """The arguments of ``T3.inference_turbo``."""
-        if temperature == 0.0 and self.prepared is None:
+        if arguments.number("temperature", temperature) == 0.0 and self.prepared is None:
             temperature = 1.0  # upstream leaves the logits alone at 0, and its tokens are promised
         embeds, _ = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
         return Request(
             embeds=embeds,
             knobs=SamplingParameters(temperature, repetition_penalty, top_p=top_p, top_k=top_k),
-            limit=self._limit(max_gen_len + 1, embeds.size(1)),  # upstream counts from the second token
+            # upstream counts from the second token
+            limit=self._limit(arguments.whole("max_gen_len", max_gen_len) + 1, embeds.size(1)),
             generator=generator,
         )
 
     def _limit(self, asked: int | None, prefix: int) -> int:
         capacity = upstream_t3.token_capacity(self._t3) - (0 if self._llama else prefix)
-        limit = self._section.max_new_tokens or (capacity if asked is None else asked)
+        limit = self._section.max_new_tokens or (
+            capacity if asked is None else arguments.whole("max_new_tokens", asked)
+        )
         if limit < 1:
             raise InvalidRequestError(f"max_new_tokens is {limit}, but must be at least 1.")
         if capacity < 1:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..errors import DecodingError, InvalidRequestError
+from ..errors import DecodingError, InvalidRequestError, brief
 from ..passes.base import Arguments, Engines, Switch
 from ..patching import Journal
+from ..runtime.arguments import whole
 from ..upstream.families import Parts
 from ..upstream.warmup import copy_voice, voice_attribute
 
@@ -77,11 +78,13 @@ def speak_batch(
 def _utterance(number: int, item: Any, own: Any) -> _Utterance:
     if not isinstance(item, Mapping) or not isinstance(item.get("text"), str):
         raise InvalidRequestError(
-            f"Item {number} of the batch is {item!r}.", "It must be a dict with a text.", 'Pass {"text": "...", ...}.'
+            f"Item {number} of the batch is {brief(item)}.",
+            "It must be a dict with a text.",
+            'Pass {"text": "...", ...}.',
         )
     arguments = {key: value for key, value in item.items() if key not in ("seed", "voice")}
     voice = item.get("voice", own)
-    if voice is None and not arguments.get("audio_prompt_path"):
+    if voice is None and arguments.get("audio_prompt_path") is None:
         raise InvalidRequestError(
             f"Item {number} of the batch has no voice.",
             "The model has no conditionals yet.",
@@ -89,7 +92,7 @@ def _utterance(number: int, item: Any, own: Any) -> _Utterance:
         )
     seed = item.get("seed")
     # drawn from the global generator, so that torch.manual_seed before the batch repeats it
-    return _Utterance(arguments, int(torch.randint(2**62, ())) if seed is None else seed, voice)
+    return _Utterance(arguments, int(torch.randint(2**62, ())) if seed is None else whole("seed", seed), voice)
 
 
 def _alike(utterances: Sequence[_Utterance], frames: int) -> Iterator[list[_Utterance]]:

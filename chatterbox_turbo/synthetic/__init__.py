@@ -4,8 +4,8 @@ Classes and architectures are upstream's; weights are drawn, and planted so that
 Nothing of the optimizations is known here.
 """
 
-from .architecture import SIZES, architecture
+from .architecture import SHALLOW, SIZES, architecture
 from .checkpoint import FAMILIES, build, save
 from .recording import reference_voice
 
-__all__ = ["FAMILIES", "SIZES", "architecture", "build", "reference_voice", "save"]
+__all__ = ["FAMILIES", "SHALLOW", "SIZES", "architecture", "build", "reference_voice", "save"]

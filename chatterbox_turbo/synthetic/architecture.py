@@ -12,6 +12,9 @@ from typing import Any
 
 SIZES = ("tiny", "full")
 
+SHALLOW = "shallow"
+"""T3 of the full width with a few layers, and all else tiny: the full size to what compiles and measures a step."""
+
 PROMPT_TOKENS = 25
 """Speech tokens of the T3 prompt of a tiny model: 1 s at 25 tokens/s (full: 150, Turbo 375)."""
 
@@ -21,6 +24,8 @@ _TINY_T3: dict[str, dict[str, Any]] = {
     # `vocab_size` is the backbone's own token embedding, which upstream never reads.
     "gpt2": dict(n_layer=2, n_inner=256, vocab_size=8, n_positions=2048, n_ctx=2048),
 }
+
+_SHALLOW_T3: dict[str, dict[str, Any]] = {"llama": dict(num_hidden_layers=3), "gpt2": dict(n_layer=3)}
 
 _MULTILINGUAL_LAYERS = 14
 """Upstream's alignment analyzer reads the attention of layers 9, 12 and 13."""
@@ -47,14 +52,14 @@ def architecture(size: str) -> Iterator[None]:
     segmenter's model at construction, and raises `ConnectionError` where there is none; such a tokenizer passes
     Chinese text through unsegmented. Everything patched is restored at the end, exceptions included.
 
-    Raises `ValueError` for a size that is not in `SIZES`.
+    Raises `ValueError` for a size that is neither in `SIZES` nor `SHALLOW`.
     """
-    if size not in SIZES:
+    if size not in (*SIZES, SHALLOW):
         raise ValueError(f"Unknown size {size!r}: a synthetic model is one of {', '.join(SIZES)}. Pass one of these.")
     with ExitStack() as patches:
         _keep_tokenizer_offline(patches)
-        if size == "tiny":
-            _shrink_t3(patches)
+        if size != "full":
+            _shrink_t3(patches, _TINY_T3 if size == "tiny" else _SHALLOW_T3)
             _shrink_s3gen(patches)
         yield
 
@@ -78,7 +83,7 @@ def _keep_tokenizer_offline(patches: ExitStack) -> None:
         patches.enter_context(replaced(converter, "_init_segmenter", lambda self: None))
 
 
-def _shrink_t3(patches: ExitStack) -> None:
+def _shrink_t3(patches: ExitStack, sizes: dict[str, dict[str, Any]]) -> None:
     t3 = importlib.import_module("chatterbox.models.t3.t3")
     config = importlib.import_module("chatterbox.models.t3.modules.t3_config")
     original = t3.T3.__init__
@@ -92,7 +97,7 @@ def _shrink_t3(patches: ExitStack) -> None:
 
     def build(self: Any, hp: Any) -> None:
         entry = t3.LLAMA_CONFIGS[hp.llama_config_name]
-        tiny = {**entry, **_TINY_T3[entry["model_type"]]}
+        tiny = {**entry, **sizes[entry["model_type"]]}
         if getattr(hp, "is_multilingual", False):
             tiny["num_hidden_layers"] = _MULTILINGUAL_LAYERS
         if entry["model_type"] == "gpt2":

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .architecture import PROMPT_TOKENS, architecture, replaced
+from .architecture import PROMPT_TOKENS, SHALLOW, architecture, replaced
 from .planting import plant_s3gen, plant_t3
 from .recording import reference_voice
 from .vocabulary import write_gpt2_tokenizer, write_grapheme_tokenizer
 
-DEFAULT_STOP = {"tiny": 24, "full": 150}
+DEFAULT_STOP = {"tiny": 24, "full": 150, SHALLOW: 8}
 _MAX_STOP = 990  # upstream's generate ends at 1000 speech tokens
 
 
@@ -62,7 +62,7 @@ def build(family: str, size: str = "tiny", stop_after: int | None = None, seed: 
     Args:
         family: one of `FAMILIES`.
         size: "tiny" (every part of the real structure, few layers and channels; speech in well under a second) or
-            "full" (the real architecture: 2.1 to 3.2 GB of fp32 weights).
+            "full" (the real architecture: 2.1 to 3.2 GB of fp32 weights), or `SHALLOW`.
         stop_after: speech tokens (40 ms each) before the planted stop token, 2 to 990; 24 for "tiny" and 150 for
             "full" where None. Exact for every text; upstream's multilingual alignment analyzer may add two. Not for
             "vc", whose output is as long as its input.
@@ -202,7 +202,7 @@ def _initialised_instead_of_loaded(stop_after: int) -> Iterator[None]:
 
 def _encode_reference_voice(model: Any, size: str) -> None:
     with ExitStack() as stack:
-        if size == "tiny":
+        if size != "full":
             stack.enter_context(replaced(model, "DEC_COND_LEN", PROMPT_TOKENS * 960))  # 24 kHz samples
         if hasattr(model, "norm_loudness"):  # its gain is a float64 scalar, which NumPy 2 spreads to the waveform
             normed = model.norm_loudness

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError
+from ..errors import LONG, InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError, brief
 from .families import FAMILIES, TITLES
-from .rebinding import from_local, from_pretrained
+from .rebinding import from_local, from_pretrained, original
 
 _CLASSES = {
     "english": ("chatterbox.tts", "ChatterboxTTS"),
@@ -37,7 +39,7 @@ def model_class(family: str) -> Any:
         ModelUnavailableError: upstream is missing, broken, or too old to have this family.
     """
     if family not in _CLASSES:
-        raise ModelUnavailableError(f"Unknown model {family!r}.", "", f"Models are: {', '.join(FAMILIES)}.")
+        raise ModelUnavailableError(f"Unknown model {brief(family)}.", "", f"Models are: {', '.join(FAMILIES)}.")
     module, name = _CLASSES[family]
     try:
         cls = getattr(import_module(module), name)
@@ -47,7 +49,7 @@ def model_class(family: str) -> Any:
             f"{TITLES[family]} needs a release of chatterbox-tts that has it, with its dependencies.",
             "Run `chatterbox-turbo doctor`.",
         ) from error
-    if family == "nano" and "nano" not in signature(cls.from_local).parameters:
+    if family == "nano" and not _takes(cls.from_local, "nano"):
         raise ModelUnavailableError(
             "The installed chatterbox-tts has no Nano model.", "", "Install a release that has it, or use turbo."
         )
@@ -80,6 +82,7 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
         UnsupportedModelError: ``source`` is neither.
         InvalidRequestError: upstream's loader takes no such option.
         ModelUnavailableError: the files are not there and cannot be had, or do not fit; the cause is in the message.
+        ForeignPatchError: the class's loader is a wrapper that calls this function and hides upstream's own.
     """
     if isinstance(source, str):
         cls, title = model_class(source), TITLES[source]
@@ -89,19 +92,21 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
     loader = getattr(cls, "from_local" if folder is not None else "from_pretrained", None)
     if not isinstance(cls, type) or not callable(loader):
         raise UnsupportedModelError(
-            f"{cls!r} cannot be loaded.",
+            f"{brief(cls)} cannot be loaded.",
             "It is neither one of upstream's classes nor a model's name.",
             f"Pass ChatterboxTTS or another of upstream's classes, or one of {', '.join(FAMILIES)}; optimize a model "
             "that is loaded already with apply(model).",
         )
-    unknown = [name for name in options if name not in signature(loader).parameters]
+    unknown = [name for name in options if not _takes(loader, name)]
     if unknown:
-        known = ", ".join(name for name in signature(loader).parameters if name not in ("ckpt_dir", "device"))
+        known = ", ".join(name for name in _parameters(loader) if name not in ("cls", "ckpt_dir", "device"))
         raise InvalidRequestError(
             f"{title} takes no option {', '.join(unknown)}.", "", f"Options of its loader: {known or 'none'}."
         )
-    if folder is not None and not Path(folder).is_dir():
-        raise ModelUnavailableError(f"There is no folder {folder}.", "", "Pass the folder of a checkpoint.")
+    if folder is not None and not os.path.isdir(folder):
+        raise ModelUnavailableError(
+            f"There is no folder {brief(str(folder), LONG)}.", "", "Pass the folder of a checkpoint."
+        )
     try:
         if folder is not None:
             return from_local(cls, Path(folder), device, mapped, **options)
@@ -110,6 +115,16 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
         raise
     except Exception as error:
         raise _unavailable(title, folder, error) from error
+
+
+def _parameters(loader: Any) -> Mapping[str, Parameter]:
+    """What the loader takes that wrappers may stand around."""
+    return signature(original(loader) or loader).parameters
+
+
+def _takes(loader: Any, name: str) -> bool:
+    found = _parameters(loader)
+    return name in found or any(parameter.kind is Parameter.VAR_KEYWORD for parameter in found.values())
 
 
 def _unavailable(title: str, folder: Any, error: Exception) -> ModelUnavailableError:

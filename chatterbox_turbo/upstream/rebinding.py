@@ -13,12 +13,20 @@ in which
 The names are told by what they mean, not by how they are spelled. Which files are read, what is built with which
 options, and what is done with it afterwards stays upstream's decision, in every release. Nothing that others see is
 written to: no class, module or global, so that threads do not meet.
+
+An app or a launcher may have wrapped the two, to load through this package for instance. A wrapper that names what it
+wraps (``__wrapped__``, by functools.wraps or wrapt) is passed by. One that hides it is run as it is; where it comes
+back here, that is told.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -27,11 +35,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import SlowLoadingWarning, TurboError
+from ..errors import ForeignPatchError, SlowLoadingWarning, TurboError
 from ..runtime.loading.construction import OwnRandomness, UnfamiliarConstructionError, construct, fill
 from ..runtime.loading.mapped_files import MappedFiles
 
 _FILES = (".safetensors", ".pt", ".json")
+
+
+_WRAPPED = "where it is a wrapper, let it name what it wraps as __wrapped__ (functools.wraps)"
+
+
+@dataclass
+class _Run:
+    """A loader that runs; ``nested``: one of this module's runs inside it."""
+
+    cls: Any
+    name: str
+    nested: bool = False
+
+
+_running: ContextVar[tuple[_Run, ...]] = ContextVar("running", default=())
 
 
 def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **options: Any) -> Any:
@@ -42,17 +65,23 @@ def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **opti
 
     Raises:
         ModelUnavailableError: a file is missing, damaged, or does not fit.
+        ForeignPatchError: a wrapper of it that hides the original calls this function.
         Exception: what upstream's own raises otherwise.
     """
-    try:
-        return _Loading(device, mapped).run(cls, folder, options)
-    except (TurboError, OSError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # upstream's own decides whether it is one
-        problem = f"{type(error).__name__}: {error}"
-    model = cls.from_local(folder, device, **options)
-    message = f"{cls.__name__} was loaded by upstream's own from_local, at its speed and memory: {problem}"
-    warnings.warn(message, SlowLoadingWarning, stacklevel=4)
+    cls = vars(cls).get("stands_for", cls)
+    with _once(cls, "from_local") as run:
+        loading = _Loading(device, mapped)
+        try:
+            model = loading.run(cls, folder, options)
+            problem = "" if run.nested else loading.problem()
+        except (TurboError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # upstream's own decides whether it is one
+            model, problem = None, f"{type(error).__name__}: {error}"
+        if model is None or (problem and loading.built):  # nothing, or of ours and half filled
+            model = cls.from_local(folder, device, **options)
+    if problem:
+        _warn_slow(cls, "from_local", problem)
     return model
 
 
@@ -61,18 +90,51 @@ def from_pretrained(cls: Any, device: str, mapped: bool = False, **options: Any)
 
     Errors as in ``from_local``, and what the hub's client raises.
     """
-    stand_in = type(cls.__name__, (cls,), {"from_local": staticmethod(partial(from_local, cls, mapped=mapped))})
-    function = _function(cls.from_pretrained)
-    if function is None:
-        return stand_in.from_pretrained(device, **options)
     import huggingface_hub
+
+    cls = vars(cls).get("stands_for", cls)
+    load = staticmethod(partial(from_local, cls, mapped=mapped))
+    stand_in = type(cls.__name__, (cls,), {"from_local": load, "stands_for": cls})
+    function = original(cls.from_pretrained)
 
     def replacement(value: Any) -> Any:
         if value is huggingface_hub.hf_hub_download:
             return _in_parallel(function.__code__)
         return _without_demand(value) if value is huggingface_hub.snapshot_download else None
 
-    return MethodType(_rebound(function, _names(function, replacement)), stand_in)(device, **options)
+    with _once(cls, "from_pretrained") as run:
+        if function is None:
+            model = stand_in.from_pretrained(device, **options)
+        else:
+            model = MethodType(_rebound(function, _names(function, replacement)), stand_in)(device, **options)
+    if not run.nested:
+        _warn_slow(cls, "from_pretrained", f"it does not call the class's from_local; {_WRAPPED}")
+    return model
+
+
+@contextmanager
+def _once(cls: Any, name: str) -> Iterator[_Run]:
+    """Refuse to run a class's loader inside itself."""
+    running = _running.get()
+    if any(run.cls is cls and run.name == name for run in running):
+        raise ForeignPatchError(
+            f"{cls.__name__}.{name} calls chatterbox_turbo.load, which calls it again.",
+            "It is a wrapper that hides upstream's own, so that load cannot pass it by.",
+            f"Let the wrapper name what it wraps: @functools.wraps of the {name} that was there before.",
+        )
+    for outer in running:
+        outer.nested = True
+    run = _Run(cls, name)
+    token = _running.set((*running, run))
+    try:
+        yield run
+    finally:
+        _running.reset(token)
+
+
+def _warn_slow(cls: Any, name: str, problem: str) -> None:
+    message = f"{cls.__name__} was loaded by upstream's own {name}, at its speed and memory: {problem}"
+    warnings.warn(message, SlowLoadingWarning, stacklevel=5)
 
 
 class _Loading:
@@ -81,20 +143,22 @@ class _Loading:
     def __init__(self, device: str, mapped: bool):
         self._device = device
         self._files = MappedFiles(keep=mapped)
-        self._built: list[nn.Module] = []
+        self.built: list[nn.Module] = []
 
     def run(self, cls: Any, folder: Path, options: dict[str, Any]) -> Any:
-        function = _function(cls.from_local)
+        function = original(cls.from_local)
         if function is None:
             raise UnfamiliarConstructionError(f"{cls.__name__}.from_local is no class method written in Python")
         names = _names(function, self._replacement)
         with OwnRandomness():  # for what is built without us: the watermarker
-            model = MethodType(_rebound(function, names), cls)(folder, self._device, **options)
-        waiting = [module for module in self._built if "load_state_dict" in vars(module)]
-        if waiting or not self._built:
-            unseen = type(waiting[0]).__name__ if waiting else "its modules"
-            raise UnfamiliarConstructionError(f"from_local fills {unseen} by other means than load_state_dict")
-        return model
+            return MethodType(_rebound(function, names), cls)(folder, self._device, **options)
+
+    def problem(self) -> str:
+        """What kept this from being fast, or an empty string."""
+        if not self.built:
+            return f"from_local builds no module that can be seen; {_WRAPPED}"
+        waiting = [type(module).__name__ for module in self.built if "load_state_dict" in vars(module)]
+        return f"from_local fills {waiting[0]} by other means than load_state_dict" if waiting else ""
 
     def _replacement(self, value: Any) -> Any:
         from safetensors.torch import load_file
@@ -115,7 +179,7 @@ class _Loading:
             return fill(module, state_dict, self._files, torch.device(self._device), strict)
 
         module.load_state_dict = load_state_dict
-        self._built.append(module)
+        self.built.append(module)
         return module
 
     def _load(self, f: Any, *args: Any, **kwargs: Any) -> Any:
@@ -137,9 +201,15 @@ class _TorchWith(ModuleType):
         return getattr(torch, name)
 
 
-def _function(method: Any) -> FunctionType | None:
-    """The function of a class method, or ``None`` where it is something else (compiled, wrapped by an object)."""
-    function = getattr(method, "__func__", None)
+def original(method: Any) -> FunctionType | None:
+    """The function of a class method, below all wrappers that name what they wrap.
+
+    ``None`` where it is something else (compiled, wrapped by an object, no class method).
+    """
+    inner = inspect.unwrap(method)
+    if inner is method and isinstance(method, FunctionType):
+        return None
+    function = getattr(inner, "__func__", inner)
     return function if isinstance(function, FunctionType) else None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import wrapt
 
+from ..patching import BoundToModel
 from ..runtime.device.devices import download, upload
 from ..runtime.voice.resampling import Resampler
 
@@ -36,7 +37,7 @@ def why_not_observed(model: Any) -> str:
     return ""
 
 
-class ObservedWatermarker(wrapt.ObjectProxy):
+class ObservedWatermarker(BoundToModel, wrapt.ObjectProxy):
     """A watermarker whose ``apply_watermark`` goes through ``around(apply, signal, sample_rate, options)``.
 
     A proxy on the model rather than a patch on the watermarker, because servers share one watermarker between
@@ -49,7 +50,13 @@ class ObservedWatermarker(wrapt.ObjectProxy):
 
     def apply_watermark(self, signal: Any, sample_rate: int, **options: Any) -> Any:
         """Signal (n,) float32 in, marked signal (n,) float32 out, both at ``sample_rate`` Hz."""
+        if self._self_around is None:
+            return self.__wrapped__.apply_watermark(signal, sample_rate=sample_rate, **options)
         return self._self_around(self.__wrapped__.apply_watermark, signal, sample_rate, options)
+
+    def make_inert(self) -> None:
+        """From now on, calls go to the watermarker as if this were not there."""
+        self._self_around = None
 
 
 def observed(watermarker: Any) -> Any:

@@ -21,6 +21,8 @@ BYTE = ir.IntType(8).as_pointer()
 VECTOR = ir.VectorType(F32, LANES)
 PAIRS = ir.VectorType(I32, LANES)  # of bf16; or integers of as many bits
 
+KERNELS: list = []  # every function that ``jit`` has decorated
+
 EXACT = {"contract", "nnan", "ninf", "nsz"}  # no reassociation: the reduction of the argument depends on the order
 FAST = {"contract", "nnan", "ninf", "nsz", "reassoc", "arcp"}
 
@@ -34,11 +36,25 @@ def jit(**options) -> Callable:
 
     def decorate(function):
         try:
-            return njit(cache=True, **options)(function)
+            kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # no writable cache folder: compiled anew in every process
-            return njit(**options)(function)
+            kernel = njit(**options)(function)
+        KERNELS.append(kernel)
+        return kernel
 
     return decorate
+
+
+def compilations() -> tuple[int, int]:
+    """How many kernels this process has compiled, and how many it has found on disk; one for each kind of arguments."""
+    stats = [kernel.stats for kernel in KERNELS]
+    return sum(sum(s.cache_misses.values()) for s in stats), sum(sum(s.cache_hits.values()) for s in stats)
+
+
+def kernel_folders() -> set[str] | None:
+    """Where compiled kernels are kept; ``None`` where there is no folder that can be written."""
+    folders = {kernel.stats.cache_path for kernel in KERNELS}
+    return None if None in folders else folders
 
 
 def multiplies_pairs() -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import InvalidRequestError
+from ...errors import InvalidRequestError, brief
 
 
 def device_named(name: str | torch.device) -> str:
@@ -23,7 +23,7 @@ def device_named(name: str | torch.device) -> str:
     kind, _, index = name.partition(":")
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if kind not in there or (index and not index.isdigit()):
-        raise InvalidRequestError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps.")
+        raise InvalidRequestError(f"unknown device {brief(name)}: use auto, cpu, cuda, cuda:N or mps.")
     if int(index or 0) >= there[kind]:
         raise InvalidRequestError(f"there is no device {name} here (torch {torch.__version__}).")
     return name

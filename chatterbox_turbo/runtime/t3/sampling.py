@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ...errors import InvalidRequestError
+from ..arguments import number, whole
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class SamplingParameters:
     """The knobs of one request. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch their filter off.
 
     Raises:
-        InvalidRequestError: a knob is out of its range.
+        InvalidRequestError: a knob is no number, not finite, or out of its range.
     """
 
     temperature: float = 0.8
@@ -31,15 +31,10 @@ class SamplingParameters:
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "temperature": (0.0 <= self.temperature < float("inf"), "0 or more"),
-            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "above 0"),
-            "min_p": (0.0 <= self.min_p <= 1.0, "between 0 and 1"),
-            "top_p": (0.0 <= self.top_p <= 1.0, "between 0 and 1"),
-        }
-        for name, (fits, wanted) in ranges.items():
-            if not fits:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)}, but must be {wanted}.")
+        for name in ("temperature", "repetition_penalty", "min_p", "top_p"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        object.__setattr__(self, "guidance", number("cfg_weight", self.guidance))
+        object.__setattr__(self, "top_k", whole("top_k", self.top_k))
 
 
 class Knobs:

@@ -132,11 +132,10 @@ def _disagreement(weights: Weights, operations: Operations) -> str:
 def fastest(weights: Weights) -> Choice:
     """Measure the implementations on the first layers of ``weights``, or read what was measured before."""
     key = _machine(weights)
-    path = cache_folder() / "steps.json"
-    known = _read(path)
+    known = measured()
     if key not in known:
         known[key] = measure(weights)
-        _write(path, known)
+        _write(steps_file(), known)
     table = {int(rows): times for rows, times in known[key].items()}
     names = {rows: min(times, key=times.__getitem__) for rows, times in table.items()}
     sample = ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in sorted(table[2].items()))
@@ -175,6 +174,16 @@ def _seconds(run: Callable[[], object]) -> float:
         run()
         times.append(time.perf_counter() - start)
     return min(times[2:])  # whatever else the machine does only adds to it, and the result is kept for long
+
+
+def steps_file() -> Path:
+    """Where measurements are kept."""
+    return cache_folder() / "steps.json"
+
+
+def measured() -> dict:
+    """What has been measured here, by machine, threads, format and shapes."""
+    return _read(steps_file())
 
 
 def cache_folder() -> Path:

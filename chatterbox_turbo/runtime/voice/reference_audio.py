@@ -7,6 +7,7 @@ disk yet, as in a container. What a voice needs of it is a few lines of NumPy.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import os
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import soundfile
 import soxr
 import torch
 
-from ...errors import ReferenceAudioError, ReferenceAudioMissingError
+from ...errors import LONG, ReferenceAudioError, ReferenceAudioMissingError, brief, describe
+from . import unreadable
 
 FRAME, HOP = 2048, 512  # of librosa.effects.trim
 FLOOR = 1e-5  # amplitude below which librosa takes everything for silence
@@ -43,31 +45,30 @@ class Reference:
 
         Raises:
             ReferenceAudioMissingError: there is no such file.
-            ReferenceAudioError: it cannot be read.
+            ReferenceAudioError: it cannot be read; the message says what was given, not its content.
         """
+        unreadable.refuse(file)
         try:
             if isinstance(file, (str, bytes, os.PathLike)):
                 path = Path(os.fsdecode(file))
                 data = path.read_bytes()
-                return cls(hashlib.sha256(data).digest(), f"{str(path)!r}", data, path)
+                return cls(hashlib.sha256(data).digest(), brief(str(path), LONG), data, path)
             if hasattr(file, "read") and not isinstance(file, soundfile.SoundFile):
-                data = file.read()
-                if not data and hasattr(file, "seek"):  # read before
-                    file.seek(0)
-                    data = file.read()
-                data = data if isinstance(data, bytes) else bytes(data)
+                data = _all_of(file)
                 return cls(hashlib.sha256(data).digest(), f"(a {type(file).__name__})", data)
             return cls._decoded(file)
-        except FileNotFoundError as error:
+        except FileNotFoundError:
+            if isinstance(file, str) and unreadable.is_no_path(file):
+                raise unreadable.error_for(file) from None
             raise ReferenceAudioMissingError(
-                f"There is no reference audio {str(path)!r}.", "", "Check the path; a temporary file may be gone."
-            ) from error
-        except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
-            raise ReferenceAudioError(
-                f"The reference audio {file!r} cannot be read: {error}.",
+                f"There is no reference audio {brief(str(path), LONG)}.",
                 "",
-                "Pass the path of an audio file, or a file opened in binary mode.",
-            ) from error
+                "Check the path; a temporary file may be gone.",
+            ) from None
+        except OSError as error:
+            raise unreadable.error_for(file, error.strerror or type(error).__name__) from None
+        except (TypeError, ValueError, soundfile.SoundFileError) as error:
+            raise unreadable.error_for(file, describe(error)) from None
 
     @classmethod
     def _decoded(cls, file: Any) -> Reference:
@@ -109,6 +110,20 @@ class Reference:
                 f"libsndfile says: {error}",
                 "Convert it to WAV or FLAC; other formats (m4a, aac) need ffmpeg installed and a path.",
             ) from error
+
+
+def _all_of(file: Any) -> bytes:
+    data = file.read()
+    if inspect.isawaitable(data):
+        if inspect.iscoroutine(data):
+            data.close()
+        raise TypeError("its read is asynchronous; pass the file below it (UploadFile.file)")
+    if isinstance(data, str):
+        raise TypeError("it is opened in text mode")
+    if not data and hasattr(file, "seek"):  # read before
+        file.seek(0)
+        data = file.read()
+    return data if isinstance(data, bytes) else bytes(data)
 
 
 def _read(sound: soundfile.SoundFile) -> tuple[np.ndarray, int]:

@@ -1,0 +1,91 @@
+"""``say``: the speech that it writes, where the weights come from, and what it says of errors."""
+
+from __future__ import annotations
+
+import pytest
+from cli_tools import command, error, watermark_in
+
+from chatterbox_turbo.cli import main
+
+
+def test_say_reads_standard_input_and_writes_marked_speech(tmp_path):
+    done = command(tmp_path, "say", "-o", "hello.wav", "--synthetic", "--seed", "3", stdin="Hello there.\n")
+    assert done.returncode == 0, done.stderr
+    assert watermark_in(tmp_path / "hello.wav") == pytest.approx(24 / 25)
+    assert "SYNTHETIC" in done.stdout and "watermark detected" in done.stdout
+    for noise in ("Warning", "PerthNet", "Sampling"):
+        assert noise not in done.stdout + done.stderr
+
+
+def test_say_with_a_voice_and_a_config_file(prebuilt, capsys, tmp_path, voice):
+    (tmp_path / "c.yaml").write_text("decoding: {max_new_tokens: 10}\n")
+    out = tmp_path / "out.flac"
+    arguments = ["say", "Hello.", "-o", str(out), "--synthetic", "--voice", voice, "--config", str(tmp_path / "c.yaml")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert watermark_in(out) == pytest.approx(10 / 25)
+    assert "warning: Speech was cut at 10 tokens" in shown.err  # ours comes through, upstream's does not
+
+
+def test_say_is_the_same_for_the_same_seed(prebuilt, tmp_path):
+    files = [tmp_path / name for name in ("a.wav", "b.wav", "c.wav")]
+    for file, seed in zip(files, "112", strict=True):
+        assert main(["say", "Hello.", "-o", str(file), "--synthetic", "--seed", seed]) == 0
+    same, again, other = (file.read_bytes() for file in files)
+    assert same == again != other
+
+
+def test_say_from_a_checkpoint_folder(capsys, tmp_path):
+    from chatterbox_turbo import synthetic
+
+    synthetic.save(tmp_path / "model", "multilingual", "tiny", 12)
+    arguments = ["say", "Bonjour.", "--model", "multilingual", "--language", "fr", "--size", "tiny"]
+    assert main([*arguments, "--checkpoint", str(tmp_path / "model"), "-o", str(tmp_path / "fr.wav")]) == 0
+    assert watermark_in(tmp_path / "fr.wav") < 1.0
+    assert "SYNTHETIC" not in capsys.readouterr().out
+
+
+def test_say_takes_cached_weights_without_a_hub(no_hub, capsys, tmp_path):
+    from chatterbox_turbo import synthetic
+
+    repository = tmp_path / "cache" / "models--ResembleAI--chatterbox"
+    synthetic.save(repository / "snapshots" / "0123", "english", "tiny", 12)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    with synthetic.architecture("tiny"):
+        assert main(["say", "Hello.", "-o", str(tmp_path / "out.wav")]) == 0
+    assert watermark_in(tmp_path / "out.wav") == pytest.approx(12 / 25)
+    assert "SYNTHETIC" not in capsys.readouterr().out
+
+
+def test_say_does_not_fall_back_to_random_weights(no_hub, capsys, tmp_path):
+    code, line = error(capsys, "say", "hi", "-o", str(tmp_path / "out.wav"))
+    assert code == 1
+    assert "no weights for english" in line and "--synthetic" in line
+
+
+def test_an_incomplete_checkpoint_folder(capsys, tmp_path):
+    code, line = error(capsys, "say", "hi", "-o", str(tmp_path / "out.wav"), "--checkpoint", str(tmp_path))
+    assert code == 1 and "lacks a file" in line
+
+
+def test_a_recording_that_is_none(prebuilt, capsys, tmp_path):
+    (tmp_path / "voice.wav").write_text("not audio")
+    arguments = ("say", "hi", "-o", str(tmp_path / "out.wav"), "--synthetic", "--voice", str(tmp_path / "voice.wav"))
+    code, line = error(capsys, *arguments)
+    assert code == 1 and "is not" in line and "Convert it to WAV or FLAC" in line
+
+
+def test_an_unwritable_output_leaves_nothing_behind(capsys, tmp_path):
+    error(capsys, "say", "hi", "-o", str(tmp_path / "out.wav"), "--preset", "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_a_traceback_and_upstreams_chatter(prebuilt, capsys, tmp_path):
+    (tmp_path / "voice.wav").write_text("not audio")
+    arguments = ["say", "hi", "-o", str(tmp_path / "out.wav"), "--synthetic"]
+    assert main(["--debug", *arguments, "--voice", str(tmp_path / "voice.wav")]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown and "error: " in shown.splitlines()[-1]
+    assert main(["--debug", *arguments]) == 0
+    assert "Sampling" in capsys.readouterr().err
