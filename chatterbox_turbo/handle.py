@@ -115,7 +115,7 @@ class Handle:
             raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
         with self.lock:
             self._entry.refresh()
-            now = handle_of(self._parts().model)
+            now = handle_of(self._parts().model) or self  # reverted meanwhile: a batch finds no call and says so
             with now._entry.inside():  # what a batch puts in place for a while is no change of the model
                 return speak_batch(now._parts(), now._engines, items, slots)
 
