@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=ROOT / ".matrix", help="folder of environments and results")
     parser.add_argument("--list", action="store_true", help="name the combinations and what is known of them")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the tests in progress end too
     uv = os.environ.get("UV") or shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     combinations, refused, _ = read()
     home = wanted.home.resolve()

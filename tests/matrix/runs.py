@@ -52,7 +52,7 @@ def run(combination: Combination, home: Path, uv: str, keep: bool = False) -> Re
     result |= {"passed": 0, "failed": {}, "skipped": {}}
     try:
         python = build(combination, folder, uv)
-        result |= ask(python) | test(python, folder)
+        result |= test(python, folder)
     except NotBuilt as error:
         result["problem"] = str(error)
     result["commit"] = commit(made_of["source"]) if made_of["source"] else ""
@@ -70,26 +70,21 @@ def failed(result: Result) -> bool:
     return bool(result["problem"] or result["failed"])
 
 
-def ask(python: Path) -> dict[str, Any]:
-    """``versions`` and ``plans``, as probe.py tells them.
-
-    Raises:
-        NotBuilt: upstream or this package cannot be used there.
-    """
-    done = subprocess.run([python, str(HERE / "probe.py")], cwd=python.parent, capture_output=True, text=True)
-    if done.returncode:
-        raise NotBuilt(done.stderr.strip().splitlines()[-1])
-    return json.loads(done.stdout)
-
-
 def test(python: Path, folder: Path) -> dict[str, Any]:
-    """Runs the chosen tests in one process beside pytest's own, so that one that dies is told by its name."""
+    """Runs the chosen tests in one process beside pytest's own, so that one that dies is told by its name.
+
+    Returns outcomes, and what plugin.py tells of the environment.
+    """
     files = [str(Path("tests") / name) for name in read(TABLE)[2]]
-    report = folder / "report.xml"
-    options = ["-n", "1", "-m", "not gpu and not weights", "-p", "no:cacheprovider", "-p", "matrix.selection"]
+    report, told = folder / "report.xml", folder / "told.json"
+    options = ["-n", "1", "-m", "not gpu and not weights", "-p", "no:cacheprovider", "-p", "matrix.plugin"]
     options += ["--durations=15"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    environment |= {"NUMBA_CACHE_DIR": str(folder / "kernels"), "PYTHONPATH": str(HERE.parent)}
+    environment |= {
+        "NUMBA_CACHE_DIR": str(folder / "kernels"),
+        "PYTHONPATH": str(HERE.parent),
+        "MATRIX_TOLD": str(told),
+    }
     command = [str(python), "-m", "pytest", *options, f"--junitxml={report}", *files]
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(
@@ -105,7 +100,7 @@ def test(python: Path, folder: Path) -> dict[str, Any]:
                 process.wait()
     if not report.exists() or process.returncode not in (0, 1):
         return {"failed": {"pytest": (folder / "log.txt").read_text()[-800:]}}
-    return outcomes(report)
+    return outcomes(report) | (json.loads(told.read_text()) if told.exists() else {})
 
 
 def outcomes(report: Path) -> dict[str, Any]:

@@ -60,9 +60,8 @@ def line(result: dict[str, Any], common: dict[tuple[str, str], str], notes: list
     ]
     told = f"{result['passed']} passed"
     if result["failed"]:
-        told += f", **{len(result['failed'])} failed**: " + ", ".join(
-            name.rpartition("::")[2] for name in result["failed"]
-        )
+        names = [name.rpartition("::")[2] for name in result["failed"]]
+        told += f", **{len(names)} failed**: {', '.join(names[:3])}" + (", …" if len(names) > 3 else "")
     told += "".join(f", {count} skipped {note(reason)}" for reason, count in result["skipped"].items())
     return row([*cells, ", ".join(absent + skipped), told])
 
