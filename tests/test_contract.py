@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import FAMILIES, speak
+from cases import FAMILIES, require, speak
 
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.upstream import alignment, t3
@@ -93,10 +93,7 @@ def test_the_token_model_is_read_as_it_is(models):
 
 
 def test_nano_is_told_from_turbo():
-    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
-
-    if "GPT2_small" not in LLAMA_CONFIGS:
-        pytest.skip("the installed chatterbox-tts has no Nano variant")
+    require("nano")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert identify(synthetic.build("nano", "tiny")).family == "nano"

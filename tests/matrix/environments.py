@@ -54,7 +54,7 @@ class Combination:
             "torchaudio": self.torchaudio or (self.torch if self.torch[0].isdigit() else "newest"),
             "transformers": self.transformers,
             "numpy": self.numpy,
-            "safetensors": ">=0.4.1",
+            "safetensors": "newest" if self.transformers == "newest" else "",
             "resemble-perth": "1.0.1",  # the development branch asks for a repository
         }
         return [

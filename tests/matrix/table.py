@@ -67,11 +67,11 @@ def line(result: dict[str, Any], common: dict[tuple[str, str], str], notes: list
 
 
 def by_reason(plans: dict[str, Any]) -> dict[tuple[str, str], str]:
-    """Families by the pass that is skipped and the reason for it."""
+    """Families by the pass that is skipped and the reason for it; not where it has nothing to do with the family."""
     found: dict[tuple[str, str], list[str]] = {}
     for family, plan in plans.items():
         for name, step in plan.items() if isinstance(plan, dict) else ():
-            if step["status"] == "skipped":
+            if step["status"] == "skipped" and not step["reason"].startswith("it does not apply to"):
                 found.setdefault((name, step["reason"]), []).append(family)
     return {key: ", ".join(families) for key, families in found.items()}
 
