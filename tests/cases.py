@@ -175,6 +175,7 @@ CASES = (
 )
 ROWS = [(case, family) for case in CASES for family in case.families]
 TEXT = "The quick brown fox."
+NO_ANALYZER = "the installed chatterbox-tts has no alignment analyzer"
 
 
 def has(family: str) -> bool:
@@ -186,6 +187,11 @@ def has(family: str) -> bool:
     if family == "nano":
         return "GPT2_small" in importlib.import_module("chatterbox.models.t3.llama_configs").LLAMA_CONFIGS
     return True
+
+
+def has_analyzer() -> bool:
+    """Whether the installed chatterbox-tts watches the alignment of multilingual speech; up to 0.1.7 it does."""
+    return importlib.util.find_spec("chatterbox.models.t3.inference.alignment_stream_analyzer") is not None
 
 
 def require(family: str) -> None:
