@@ -120,5 +120,7 @@ def outcomes(report: Path) -> dict[str, Any]:
 
 def commit(source: str) -> str:
     """The short name of a checkout's commit; empty where it is none."""
+    if not (Path(source) / ".git").exists():
+        return ""
     done = subprocess.run(["git", "-C", source, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return done.stdout.strip()
