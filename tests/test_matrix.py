@@ -58,10 +58,14 @@ def test_each_expression_chooses_tests_that_exist(file):
         assert [name for name in names if re.search(words, name)], f"{file}: nothing is called {part!r}"
 
 
-def test_requirements_take_the_place_of_upstreams():
-    overrides = ONE.overrides()
-    assert {"torch==2.6.0", "torchaudio==2.6.0", "transformers", "numpy<2"} <= set(overrides)
-    assert not any("newest" in line for line in overrides)
+def test_versions_take_the_place_of_upstreams():
+    upstreams = ["numpy<1.26.0,>=1.24.0", "torch==2.6.0", "transformers==4.46.3", "gradio==5.44.1", "librosa==0.11.0"]
+    upstreams += ["resemble-perth @ git+somewhere", "torchaudio==2.6.0; python_version < '3.14'", "safetensors==0.5.3"]
+    expected = {"torch==2.6.0", "torchaudio==2.6.0", "transformers", "numpy<2", "safetensors", "librosa==0.11.0"}
+    assert set(ONE.requirements(upstreams)) == expected | {"resemble-perth==1.0.1"}
+    pinned = Combination("c", python="3.11", chatterbox="0.1.7", transformers="5.2.0", torch="<3")
+    expected = {"torch<3", "torchaudio", "transformers==5.2.0", "numpy<1.26.0,>=1.24.0", "safetensors==0.5.3"}
+    assert set(pinned.requirements(upstreams)) == expected | {"librosa==0.11.0", "resemble-perth==1.0.1"}
 
 
 def test_a_python_that_is_not_there_is_told(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +49,8 @@ class Combination:
     def folder(self) -> str:
         return "-".join("".join(c if c.isalnum() or c == "." else " " for c in self.name).split())
 
-    def overrides(self) -> list[str]:
-        """What takes the place of upstream's own requirements, which are exact."""
+    def requirements(self, upstreams: Iterable[str]) -> list[str]:
+        """Upstream's own requirements, with the versions of this combination in the place of its exact ones."""
         chosen = {
             "torch": self.torch,
             "torchaudio": self.torchaudio or (self.torch if self.torch[0].isdigit() else "newest"),
@@ -57,10 +59,13 @@ class Combination:
             "safetensors": "newest" if self.transformers == "newest" else "",
             "resemble-perth": "1.0.1",  # the development branch asks for a repository
         }
-        return [
-            *(name + specifier(version) for name, version in chosen.items() if version),
-            *(f"{name}; python_version < '3'" for name in UNUSED),
-        ]
+        taken = {name: name + specifier(version) for name, version in chosen.items() if version}
+        kept = [line for line in upstreams if _name(line) not in taken and _name(line) not in UNUSED]
+        return [*kept, *taken.values()]
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def specifier(version: str) -> str:
@@ -98,18 +103,24 @@ def build(combination: Combination, folder: Path, uv: str) -> Path:
         raise NotBuilt(f"no checkout: {SOURCE} is not set")
     python = interpreter(combination.python)
     _said([uv, "venv", "--quiet", "--clear", "--no-project", "--python", python, str(folder)], folder)
-    overrides = folder / "overrides.txt"
-    overrides.write_text("\n".join(combination.overrides()) + "\n")
     upstream = source or f"chatterbox-tts{specifier(combination.chatterbox)}"
-    install = [uv, "pip", "install", "--quiet", "--override", str(overrides), "--editable", str(ROOT), upstream, *TOOLS]
-    _said(install, folder)
+    # without its requirements, and this project without it: an override of NumPy would hold for every package
+    _said([uv, "pip", "install", "--quiet", "--no-deps", upstream], folder)
+    installed = folder / "bin" / "python"
+    asked = "import importlib.metadata, json; print(json.dumps(importlib.metadata.requires('chatterbox-tts')))"
+    requirements = combination.requirements(json.loads(_said([str(installed), "-c", asked], folder)))
+    override = folder / "override.txt"
+    override.write_text("chatterbox-tts; python_version < '3'\n")
+    own = ["--override", str(override), "--editable", str(ROOT)]
+    _said([uv, "pip", "install", "--quiet", *own, *requirements, *TOOLS], folder)
     if combination.without:
         for packages in folder.glob("lib/python*/site-packages"):
             shutil.rmtree(packages / combination.without)
-    return folder / "bin" / "python"
+    return installed
 
 
-def _said(command: list[str], folder: Path) -> None:
+def _said(command: list[str], folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "VIRTUAL_ENV": str(folder)})
     if done.returncode:
         raise NotBuilt(done.stderr.strip()[-800:])
+    return done.stdout
