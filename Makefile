@@ -1,19 +1,24 @@
 # make demo   upstream and optimized side by side; results in out/demo
 # make test   the whole CPU suite
-# Both set up .venv first. UV=path overrides the uv that is installed into it; PYTHON the interpreter.
+# make matrix chosen tests in environments with other versions, and docs/versions.md (an hour or more; about 25 GB on
+#             disk for uv's cache; MATRIX="--only TEXT" and so on; python3.10 to python3.13 on PATH or in PYTHONS)
+# All set up .venv first. UV=path overrides the uv that is installed into it; PYTHON the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV ?= $(BIN)/uv
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo test matrix lint constraints clean
 
 demo: $(VENV)/ready
 	$(BIN)/chatterbox-turbo demo --out out/demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+matrix: $(VENV)/ready
+	UV=$(UV) PYTHONPATH=tests $(BIN)/python -m matrix $(MATRIX)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check chatterbox_turbo tests examples

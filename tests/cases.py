@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -173,6 +175,29 @@ CASES = (
 )
 ROWS = [(case, family) for case in CASES for family in case.families]
 TEXT = "The quick brown fox."
+NO_ANALYZER = "the installed chatterbox-tts has no alignment analyzer"
+
+
+def has(family: str) -> bool:
+    """Whether the installed chatterbox-tts has a family, by its modules alone."""
+    if family == "multilingual":
+        return importlib.util.find_spec("chatterbox.mtl_tts") is not None
+    if family == "turbo":
+        return importlib.util.find_spec("chatterbox.tts_turbo") is not None
+    if family == "nano":
+        return "GPT2_small" in importlib.import_module("chatterbox.models.t3.llama_configs").LLAMA_CONFIGS
+    return True
+
+
+def has_analyzer() -> bool:
+    """Whether the installed chatterbox-tts watches the alignment of multilingual speech; up to 0.1.7 it does."""
+    return importlib.util.find_spec("chatterbox.models.t3.inference.alignment_stream_analyzer") is not None
+
+
+def require(family: str) -> None:
+    """Skips the test where the installed chatterbox-tts has no such family."""
+    if not has(family):
+        pytest.skip(f"the installed chatterbox-tts has no {family} model")
 
 
 def request_for(model: Any, text: str = TEXT) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -21,7 +22,14 @@ def pytest_configure(config):
     """What numba keeps of a kernel follows the file of that kernel alone, not the files of what it calls."""
     files = sorted((Path(__file__).parents[1] / "chatterbox_turbo" / "runtime" / "cpu").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(config.cache.mkdir(f"kernels-{digest}")))
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return
+    if hasattr(config, "cache"):
+        folder = str(config.cache.mkdir(f"kernels-{digest}"))
+    else:  # -p no:cacheprovider
+        folder = tempfile.mkdtemp(prefix="kernels-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["NUMBA_CACHE_DIR"] = folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,11 +41,14 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def models():
     """``models(family)``: a tiny model with a voice, built once."""
+    from cases import require
+
     from chatterbox_turbo import synthetic
 
     built = {}
 
     def get(family: str):
+        require(family)
         if family not in built:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -147,11 +158,14 @@ def kept(models):
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """``saved(family)``: the folder of a tiny checkpoint that stops after 16 tokens, written once; for reading only."""
+    from cases import require
+
     from chatterbox_turbo import synthetic
 
     folders = {}
 
     def get(family: str):
+        require(family)
         if family not in folders:
             folder = tmp_path_factory.mktemp(family)
             folders[family] = synthetic.save(folder, family, stop_after=None if family == "vc" else 16)

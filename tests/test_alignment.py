@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import count_hooks, speak
+from cases import NO_ANALYZER, count_hooks, has_analyzer, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.measure.fidelity import compare_tokens, sample
 from chatterbox_turbo.upstream.alignment import analyzer_hooks
+
+pytestmark = pytest.mark.skipif(not has_analyzer(), reason=NO_ANALYZER)
 
 # the static backbone has no hooks to leave
 QUIET = {"preset": "exact", "decoding": {"progress": "off", "backbone": "upstream"}}

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chatterbox.models.t3.inference import alignment_stream_analyzer as upstream
+from cases import NO_ANALYZER
 from torch import Tensor, nn
 
 from chatterbox_turbo.errors import InvalidRequestError
 from chatterbox_turbo.runtime.t3 import alignment
 from chatterbox_turbo.runtime.t3.alignment import AlignmentAnalysis, describe
+
+upstream = pytest.importorskip("chatterbox.models.t3.inference.alignment_stream_analyzer", reason=NO_ANALYZER)
 
 STOP, VOCABULARY, WIDTH = 5, 12, 72
 KINDS = ("random", "walk", "tail", "back", "ties")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.machinery import PathFinder
@@ -20,6 +21,16 @@ def test_doctor_names_the_remedy_where_pkg_resources_is_missing():
     error = next(line for line in done.stdout.splitlines() if line.startswith("error"))
     assert "pkg_resources is missing" in error
     assert "pip install 'setuptools<81'" in done.stdout
+
+
+def test_doctor_tells_what_upstream_cannot_be_imported_for(tmp_path):
+    """As torchaudio does beside a torch for another CUDA: no ImportError."""
+    (tmp_path / "torchaudio.py").write_text("raise RuntimeError('compiled with different CUDA versions')")
+    command = [sys.executable, "-m", "chatterbox_turbo.cli", "doctor"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "compiled with different CUDA versions" in done.stdout
 
 
 def test_doctor_finds_every_patch_point(prebuilt, capsys):

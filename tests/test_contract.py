@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from types import SimpleNamespace
 
 import pytest
-from cases import FAMILIES
+import torch
+from cases import FAMILIES, require, speak
 
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.upstream import alignment, t3
@@ -90,10 +93,40 @@ def test_the_token_model_is_read_as_it_is(models):
 
 
 def test_nano_is_told_from_turbo():
-    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
-
-    if "GPT2_small" not in LLAMA_CONFIGS:
-        pytest.skip("the installed chatterbox-tts has no Nano variant")
+    require("nano")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert identify(synthetic.build("nano", "tiny")).family == "nano"
+
+
+def test_a_parameter_under_its_new_name_fits_and_is_used(english):
+    """Transformers 5.24 renames `past_key_values`; the old name works there, with a warning at each call."""
+    import chatterbox_turbo as turbo
+
+    exact = {"preset": "exact", "decoding": {"progress": "off"}}
+    with turbo.optimized(english, exact):
+        expected = speak(english)
+    plain = type(english.t3.tfmr)
+    new = "cache" in inspect.signature(plain.forward).parameters
+    old_name, new_name = ("cache", "past_key_values") if new else ("past_key_values", "cache")
+    seen = []
+
+    class Renamed(plain):
+        def forward(self, inputs_embeds=None, use_cache=None, **others):
+            seen.append(new_name in others)
+            past = others.pop(new_name, None)
+            output = plain.forward(self, inputs_embeds=inputs_embeds, use_cache=use_cache, **others, **{old_name: past})
+            return SimpleNamespace(last_hidden_state=output.last_hidden_state, **{new_name: output[old_name]})
+
+        taken = [("self", 1), ("inputs_embeds", 1), (new_name, 1), ("use_cache", 1), ("others", 4)]
+        forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name, kind in taken])
+        forward.__module__ = plain.forward.__module__
+
+    english.t3.tfmr.__class__ = Renamed
+    try:
+        assert {f.path: f.problem for f in check_all(identify(english)) if f.problem} == {}
+        with turbo.optimized(english, exact):
+            assert torch.equal(speak(english), expected)
+    finally:
+        english.t3.tfmr.__class__ = plain
+    assert seen and all(seen)

@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from cases import has
 
 from chatterbox_turbo import synthetic
 
 STOP = 16
 TEXTS = ("Hi.", "The tide went out before noon, and the boats lay still.", "One more line. " * 12)
 OPTIONS = {"nano": {"nano": True}}
-
-
-def has(family: str) -> bool:
-    if family == "multilingual":
-        return importlib.util.find_spec("chatterbox.mtl_tts") is not None
-    if family == "turbo":
-        return importlib.util.find_spec("chatterbox.tts_turbo") is not None
-    if family == "nano":
-        return "GPT2_small" in importlib.import_module("chatterbox.models.t3.llama_configs").LLAMA_CONFIGS
-    return True
 
 
 INSTALLED = [

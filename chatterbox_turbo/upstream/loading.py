@@ -43,7 +43,7 @@ def model_class(family: str) -> Any:
     module, name = _CLASSES[family]
     try:
         cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # torchaudio beside a torch that it was not built for raises RuntimeError
         raise ModelUnavailableError(
             f"Cannot import {name} from {module}: {error}.",
             f"{TITLES[family]} needs a release of chatterbox-tts that has it, with its dependencies.",

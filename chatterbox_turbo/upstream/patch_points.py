@@ -29,11 +29,14 @@ ALL = (*SPEAKING, "vc")
 
 @dataclass(frozen=True)
 class PatchPoint:
-    """A method by its dotted path from the model, what it must accept, and for which families it exists."""
+    """A method by its dotted path from the model, what it must accept, and for which families it exists.
+
+    A parameter that releases call differently is a tuple of its names.
+    """
 
     path: str
     families: tuple[str, ...]
-    parameters: tuple[str, ...]
+    parameters: tuple[str | tuple[str, ...], ...]
     package: str = "chatterbox"
     code: frozenset[str] = frozenset()
 
@@ -88,7 +91,12 @@ _POINTS = (
         code=frozenset({"6a6e12363483"}),  # 0.1.6 to the development branch
     ),
     PatchPoint("t3.prepare_input_embeds", SPEAKING, ("t3_cond", "text_tokens", "speech_tokens", "cfg_weight")),
-    PatchPoint("t3.tfmr.forward", SPEAKING, ("inputs_embeds", "past_key_values", "use_cache"), package="transformers"),
+    PatchPoint(
+        "t3.tfmr.forward",
+        SPEAKING,
+        ("inputs_embeds", ("past_key_values", "cache"), "use_cache"),  # cache: Transformers 5.24
+        package="transformers",
+    ),
     PatchPoint(
         "s3gen.flow.decoder.solve_euler",
         (*LLAMA, "vc"),
@@ -175,7 +183,9 @@ def check(parts: Parts, point: PatchPoint, journal: Journal | None = None) -> Fi
     if home.split(".")[0] != point.package:
         problem = f"{point.path} comes from {home or 'an unknown module'}, not from {point.package}"
         return Finding(point.path, problem, foreign=True)
-    missing = [p for p in point.parameters if p not in inspect.signature(original).parameters]
+    taken = inspect.signature(original).parameters
+    names = [(name,) if isinstance(name, str) else name for name in point.parameters]
+    missing = [" or ".join(each) for each in names if not any(name in taken for name in each)]
     if missing:
         return Finding(point.path, f"{point.path} no longer takes {', '.join(missing)}")
     if point.code and digest(original) not in point.code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ class TransformersBackbone:
     hidden states of every layer, and the head on the last position of the prefill only.
 
     Args:
-        model: takes ``inputs_embeds`` (R, S, D), ``past_key_values`` and ``use_cache``.
+        model: takes ``inputs_embeds`` (R, S, D), ``past_key_values`` (or ``cache``) and ``use_cache``.
         head: hidden state (R, 1, D) to logits (R, 1, V).
         attention_maps: ask for attention maps, where that decides which kernel runs.
     """
@@ -34,6 +35,8 @@ class TransformersBackbone:
     def __init__(self, model: nn.Module, head: nn.Module, attention_maps: bool = False):
         self.model, self.head = model, head
         self._options = {"output_attentions": True} if attention_maps else {}
+        # the old name still works where there is a new one, with a warning at each call
+        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._caches: list[Any] = []
 
     def begin(self, requests: int, rows: int) -> None:
@@ -55,12 +58,12 @@ class TransformersBackbone:
     def _advance(self, number: int, embeds: Tensor) -> Tensor:
         output = self.model(
             inputs_embeds=embeds,
-            past_key_values=self._caches[number],
             use_cache=True,
             return_dict=True,
+            **{self._cache_name: self._caches[number]},
             **self._options,
         )
-        self._caches[number] = output.past_key_values
+        self._caches[number] = getattr(output, self._cache_name)
         return self.head(output.last_hidden_state[:, -1:])[:, -1]
 
 
