@@ -113,7 +113,8 @@ def test_only_chosen_tests_run_and_each_outcome_is_told(tmp_path, monkeypatch):
     report = tmp_path / "report.xml"
     case = '<testcase classname="tests.test_a" name="test_{}">{}</testcase>'
     bad, gone = '<failure message="assert 1 == 2"/>', '<skipped message="no Turbo"/>'
-    cases = case.format("fine", "") + case.format("bad", bad) + case.format("gone", gone) + case.format("too", gone)
+    whole = """<skipped message="collection skipped">('test_a.py', 25, 'Skipped: no Turbo')</skipped>"""
+    cases = case.format("fine", "") + case.format("bad", bad) + case.format("gone", gone) + case.format("", whole)
     report.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
     failed = {"tests.test_a::test_bad": "assert 1 == 2"}
     assert runs.outcomes(report) == {"passed": 1, "failed": failed, "skipped": {"no Turbo": 2}}

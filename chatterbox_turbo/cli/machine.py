@@ -31,7 +31,7 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores that this process may use, threads of torch, memory in bytes, GPU."""
+    """CPU model, cores that this process may use, threads of torch, memory in bytes, GPUs."""
     import psutil
     import torch
 
@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())) or None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,7 +113,9 @@ def outcomes(report: Path) -> dict[str, Any]:
         if wrong:
             failures[f"{case.get('classname')}::{case.get('name')}"] = (wrong[0].get("message") or "")[:400]
         elif skips:
-            skipped[skips[0].get("message") or "without a reason"] += 1
+            # a file that is skipped as a whole has its reason in a tuple below
+            whole = re.search(r"Skipped: (.*?)['\"]\)?\s*$", skips[0].text or "", re.DOTALL)
+            skipped[whole[1] if whole else skips[0].get("message") or "without a reason"] += 1
         else:
             passed += 1
     return {"passed": passed, "failed": failures, "skipped": dict(skipped)}

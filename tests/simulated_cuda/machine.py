@@ -231,6 +231,9 @@ class Machine:
         """``torch.cuda.synchronize``."""
         index = self.index(device)
         self.refuse_in_capture("synchronize")
+        if self.capturing is not None and self.capturing.index == index:  # by another thread
+            self.capturing.spoiled = True
+            raise RuntimeError("CUDA error: operation not permitted when a stream of the device is capturing")
         self.count("synchronize")
         for stream in list(Stream.alive):
             if stream.device_index == index and stream.machine is self:
