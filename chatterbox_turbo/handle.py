@@ -222,10 +222,11 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handl
 
     Raises: as ``apply``; the model is as it was then.
     """
+    parts = identify(model)
     with lock_of(model), lasting():
         old = handle_of(model)
         # the old journal tells own patches from foreign ones
-        plan = build_plan(Context(identify(model), config, old.journal if old else Journal()), passes)
+        plan = build_plan(Context(parts, config, old.journal if old else Journal()), passes)
         if old:
             old.journal.undo()
         try:

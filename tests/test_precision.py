@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import TEXT, speak
+from cases import TEXT, onlooker, speak
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
@@ -71,7 +71,7 @@ def test_on_a_gpu_it_is_on_while_generating_only():
 
     model = synthetic.build("english", "tiny", device="cuda")
     seen = []
-    model.s3gen.flow.encoder.register_forward_pre_hook(lambda *_: seen.append(values()))
+    model.s3gen.flow.encoder.register_forward_pre_hook(onlooker(lambda *_: seen.append(values())))
     before = values()
     with turbo.optimized(model, {**LOSSY, "precision": {"tf32": True, "enabled": True}}):
         speak(model)

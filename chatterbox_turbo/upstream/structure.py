@@ -25,8 +25,18 @@ from .watermarker import observed, why_not_perth
 
 # Packages whose layers the passes know; an adapter's or a quantizer's classes live elsewhere.
 _HOMES = ("torch.nn.", "transformers.", "chatterbox.", "diffusers.", "s3tokenizer.")
-# Hooks that look on: Transformers' collect outputs, the multilingual analyzer's collect attention maps.
-_ONLOOKERS = ("transformers.", "chatterbox.")
+# Hooks that look on: Transformers' collect outputs, the multilingual analyzer's attention maps, this package's times.
+_ONLOOKERS = ("transformers.", "chatterbox.", "chatterbox_turbo.")
+# What passes compute from weights; all else runs as a module, with whatever is hung on it.
+_COMPUTED = (
+    "t3.tfmr",
+    "t3.speech_head",
+    "t3.speech_emb",
+    "t3.speech_pos_emb",
+    "s3gen.flow.encoder",
+    "s3gen.flow.decoder.estimator",
+    "s3gen.mel2wav",
+)
 _RENEWED = "patched_model"  # T3.inference makes one of the same layers at every call
 _MISSING = object()
 
@@ -92,12 +102,16 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
 
 @dataclass
 class _Seen:
-    """A module as it was: its class, children, hooks, own forward, and where and in which format its weight is."""
+    """A module as it was: its class and children, where and in which format its weight is.
+
+    Where passes compute what it does (``computed``), its hooks and its own forward as well.
+    """
 
     path: str
     module: nn.Module
     kind: type
     children: dict[str, nn.Module | None]
+    computed: bool
     hooks: tuple[Any, ...]
     forward: Any
     weight: tuple[Any, Any] | None
@@ -158,8 +172,10 @@ class Structure:
 
 
 def _seen(path: str, module: nn.Module) -> _Seen:
-    own = vars(module)
-    return _Seen(path, module, type(module), dict(_children(module)), _hooks(module), own.get("forward"), _kind(own))
+    own, computed = vars(module), f"{path}.".startswith(tuple(f"{root}." for root in _COMPUTED))
+    return _Seen(
+        path, module, type(module), dict(_children(module)), computed, _hooks(module), own.get("forward"), _kind(own)
+    )
 
 
 def _kind(own: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -175,10 +191,12 @@ def _changed(seen: _Seen) -> str | None:
     if len(children) != len(known) or any(map(is_not, children.values(), known.values())):
         names = (*known, *children)
         return f"has another {next((name for name in names if children.get(name) is not known.get(name)), 'order')}"
-    if own.get("forward") is not seen.forward:
-        return "has another forward"
     if (now := _kind(own)) != seen.weight:
         return f"was cast or moved ({', '.join(map(str, now or ()))})"
+    if not seen.computed:
+        return None
+    if own.get("forward") is not seen.forward:
+        return "has another forward"
     if (own["_forward_hooks"] or own["_forward_pre_hooks"] or seen.hooks) and _hooks(seen.module) != seen.hooks:
         return "has another forward hook"
     return None
