@@ -1,24 +1,23 @@
-"""``model.turbo``: the one attribute added to a model, and the one way into its entry points."""
+"""``model.turbo``: the one attribute added to a model, applying a configuration and taking it back."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from . import entry_points
 from .config import OptimizationConfig
+from .entry_points import EntryPoints, lock_of
 from .errors import ForeignPatchError, ForeignPatchWarning, InvalidRequestError, TurboError, UnavailablePassError
-from .instruments import Recorder, install_recorder, memory
-from .passes.base import Call, Context, Pass, Scope, Setting, in_force
-from .patching import BoundToModel, Journal, PatchedMethod
+from .instruments import install_recorder, memory
+from .passes.base import Context, Pass, in_force
+from .patching import BoundToModel, Journal
 from .plan import Plan, build_plan, carry_out
 from .report import Report
 from .runtime.cpu import forks
@@ -26,12 +25,11 @@ from .runtime.device.captures import computing
 from .runtime.device.surroundings import lasting, plain
 from .runtime.device.tf32 import convolves_in_tf32
 from .speech.batch import speak_batch
-from .upstream.families import Parts, device_of, identify
+from .upstream.families import Parts, identify
 from .upstream.structure import Structure
 
 logger = logging.getLogger(__name__)
 
-ENTRY_POINTS = ("generate", "prepare_conditionals", "set_target_voice")
 ATTRIBUTE = "turbo"
 CONVOLUTIONS = (
     "PyTorch computes convolutions in TF32 on this GPU, its default: numerical then is about 53 dB, which is what "
@@ -50,7 +48,7 @@ class Handle(BoundToModel):
         renewals: what was replaced or patched since ``apply``, each of which had the configuration applied again.
     """
 
-    def __init__(self, context: Context, plan: Plan, lock: threading.RLock, entry: _Entry, before: dict):
+    def __init__(self, context: Context, plan: Plan, entry: EntryPoints, before: dict):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
         self._engines, self._settings = context.engines, context.settings
@@ -59,7 +57,7 @@ class Handle(BoundToModel):
         self._entry = entry
         self._before = before
         self._plan = plan
-        self.lock = lock
+        self.lock = entry.lock
         self.renewals: tuple[str, ...] = ()
 
     @property
@@ -71,7 +69,7 @@ class Handle(BoundToModel):
 
     @property
     def token_model(self) -> Any:
-        """T3 as a function from requests to tokens (``passes.decoding.TokenModel``), or ``None``."""
+        """T3 as a function from requests to tokens (``passes.token_model.TokenModel``), or ``None``."""
         return self._engines.token_model
 
     @property
@@ -152,10 +150,10 @@ def handle_of(model: Any) -> Handle | None:
         ForeignPatchError: the model is a shallow copy of an optimized one, whose patches work on the original; or it
             is not optimized, and has an attribute of that name which is not this package's.
     """
-    own = getattr(model, "__dict__", {})
-    handle = own.get(ATTRIBUTE)
+    handle = getattr(model, "__dict__", {}).get(ATTRIBUTE)
     if not isinstance(handle, Handle):
-        handle = next((found for name in ENTRY_POINTS if (found := _handle_behind(own.get(name))) is not None), None)
+        guards = entry_points.behind(model)
+        handle = None if guards is None else guards.handle
     if handle is None:
         if hasattr(model, ATTRIBUTE):
             raise ForeignPatchError(
@@ -171,13 +169,6 @@ def handle_of(model: Any) -> Handle | None:
         "Its patches belong to the original, which the copy's `generate` would run on.",
         "Revert the original before copying it, and apply to each.",
     )
-
-
-def _handle_behind(entry_point: Any) -> Handle | None:
-    """The handle whose guard is around an entry point."""
-    wrapper = getattr(entry_point, "_self_wrapper", None)
-    entry = getattr(getattr(wrapper, "func", None), "__self__", None)
-    return entry.handle if isinstance(entry, _Entry) else None
 
 
 def revert(model: Any) -> Any:
@@ -237,116 +228,29 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handl
             raise
 
 
-_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
-_locks_guard = forks.lock()
-
-
-def lock_of(model: Any) -> threading.RLock:
-    """The lock of a model, the same one for as long as it lives, whatever is applied and reverted meanwhile."""
-    with _locks_guard:
-        return _locks.setdefault(model, forks.lock())
-
-
 def install(context: Context, plan: Plan) -> Handle:
     """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing."""
     forks.prepare()
     parts, journal = context.parts, context.journal
-    before, lock = memory(parts), lock_of(parts.model)
+    before = memory(parts)
     try:
-        entry = _Entry(parts.model, lock, context.scopes, context.settings, context.entry_points)
-        journal.record("entry points", entry.retire)
-        for name in ENTRY_POINTS:
-            if callable(getattr(parts.model, name, None)):
-                entry.wrap(name, journal)
+        entry = EntryPoints(
+            parts.model,
+            lambda change: _renew(entry.handle, change),
+            context.scopes,
+            context.settings,
+            context.entry_points,
+        )
+        entry.wrap_all(journal)
         plan = carry_out(plan, context)
         entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
-        entry.handle = Handle(context, plan, lock, entry, before)
+        entry.handle = Handle(context, plan, entry, before)
         journal.set(parts.model, ATTRIBUTE, entry.handle, yields=True)
         entry.structure = Structure(parts, journal, context.reproduced)
     except BaseException:
         journal.undo()
         raise
     return entry.handle
-
-
-class _Entry:
-    """One caller at a time: upstream keeps the voice of a call on the model itself."""
-
-    def __init__(
-        self,
-        model: Any,
-        lock: threading.RLock,
-        scopes: list[Scope],
-        settings: list[Setting],
-        instead: dict[str, Callable[..., Any]],
-    ):
-        self._model = weakref.ref(model)
-        self.lock, self.scopes, self.settings, self.instead = lock, scopes, settings, instead
-        self.recorder: Recorder | None = None
-        self.structure: Structure | None = None
-        self.handle: Handle | None = None
-        self.retired = False
-        self._calls = threading.local()  # of a thread that another one forks away from, nothing is left in the child
-        self._methods: dict[str, PatchedMethod] = {}
-
-    def wrap(self, name: str, journal: Journal) -> None:
-        """Put the guard around an entry point."""
-        model = self._model()
-        journal.wrap(model, name, partial(self.generate if name == "generate" else self.guard, name))
-        self._methods[name] = vars(model)[name]
-
-    def retire(self) -> None:
-        """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
-        self.retired = True
-
-    def refresh(self) -> None:
-        """Apply the configuration again where a part was replaced or a function patched since; under the lock.
-
-        Raises:
-            TurboError: it cannot be applied to what the model is now.
-        """
-        if getattr(self._calls, "depth", 0) or self.retired or self.structure is None:
-            return
-        change = self.structure.change()
-        if change:
-            _renew(self.handle, change)
-
-    def guard(self, name, wrapped, instance, args, kwargs):
-        with self.inside(), computing(device_of(instance)):
-            if self.retired:
-                return self._onward(name, wrapped)(*args, **kwargs)
-            with plain():
-                return self.instead.get(name, wrapped)(*args, **kwargs)
-
-    def generate(self, name, wrapped, instance, args, kwargs):
-        with self.inside(), computing(device_of(instance)), ExitStack() as stack:
-            if self.retired:
-                return self._onward(name, wrapped)(*args, **kwargs)
-            stack.enter_context(plain())
-            stack.enter_context(in_force(self.settings))
-            call = Call(args, kwargs)
-            if self.recorder is not None:
-                stack.enter_context(self.recorder.recording())
-            for scope in self.scopes:
-                stack.enter_context(scope(call))
-            call.result = wrapped(*call.args, **call.kwargs)
-            stack.close()  # a scope may replace the result
-            return call.result
-
-    def _onward(self, name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
-        """Where a call goes that has waited: not again through somebody's wrapper that has called this one."""
-        return wrapped if self._methods[name].inert else getattr(self._model(), name)
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """The model's lock for the body, after a look at its structure; calls in it do not look again."""
-        with self.lock:
-            self.refresh()
-            self._calls.depth = getattr(self._calls, "depth", 0) + 1
-            try:
-                yield
-            finally:
-                self._calls.depth -= 1
 
 
 def _renew(handle: Handle, change: str) -> None:

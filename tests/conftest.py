@@ -121,6 +121,21 @@ def english(models):
     turbo.revert(built)
 
 
+@pytest.fixture(scope="module")
+def fresh():
+    """``fresh(family)``: tiny models of a test module's own, whose parts it may replace."""
+    from chatterbox_turbo import synthetic
+
+    built = {}
+
+    def get(family):
+        if family not in built:
+            built[family] = synthetic.build(family, "tiny", stop_after=None if family == "vc" else 12)
+        return built[family]
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def voice() -> str:
     from chatterbox_turbo import synthetic

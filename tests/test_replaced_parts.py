@@ -7,13 +7,12 @@ import warnings
 
 import pytest
 import torch
+from alterations import reach
 from cases import difference, snapshot, speak
 from torch import nn
-from torch.nn.utils import parametrize
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo import synthetic
-from chatterbox_turbo.errors import TurboError, UnavailablePassError, WatermarkWarning
+from chatterbox_turbo.errors import TurboError, WatermarkWarning
 from chatterbox_turbo.measure.fidelity import snr_db
 
 QUIET = {"decoding": {"progress": "off"}}
@@ -28,14 +27,6 @@ def other(module: nn.Module) -> nn.Module:
             torch.manual_seed(number)
             parameter.add_(0.5 * parameter.std(correction=0) * torch.randn_like(parameter))
     return twin
-
-
-def reach(model, path):
-    *way, name = path.split(".")
-    owner = model
-    for step in way:
-        owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
-    return owner, name
 
 
 # what is replaced, and under which preset
@@ -64,19 +55,6 @@ SWAPS = [
     ("multilingual", "t3.tfmr", "auto"),
     *(("vc", path, "auto") for path in ("s3gen", "s3gen.speaker_encoder")),
 ]
-
-
-@pytest.fixture(scope="module")
-def fresh():
-    """``fresh(family)``: models of this module's own, whose parts it replaces."""
-    built = {}
-
-    def get(family):
-        if family not in built:
-            built[family] = synthetic.build(family, "tiny", stop_after=None if family == "vc" else 12)
-        return built[family]
-
-    return get
 
 
 def spoken(model, voice, path=""):
@@ -181,144 +159,6 @@ def test_another_watermarker_marks_once(fresh):
     finally:
         turbo.revert(model)
         model.watermarker = old
-
-
-def test_what_cannot_be_applied_again_says_what_to_do(fresh):
-    """Only where the configuration demands what the new part cannot do."""
-    model = fresh("english")
-    turbo.apply(model, {**QUIET, "flow": {"enabled": True}})
-    handle = model.s3gen.flow.decoder.estimator.mid_blocks[0].register_forward_hook(lambda *_: None)
-    try:
-        with pytest.raises(UnavailablePassError, match=r"mid_blocks.*forward hook.*revert"):
-            speak(model)
-        assert model.turbo.plan.step("flow").status == "on"
-        handle.remove()
-        speak(model)
-    finally:
-        handle.remove()
-        turbo.revert(model)
-
-
-# alterations of a layer that change what upstream says; each returns what takes it back
-
-
-def _forward_replaced(layer):
-    own = layer.forward
-    layer.forward = lambda *args, **kwargs: 3.0 * own(*args, **kwargs).flip(-1)
-    return lambda: delattr(layer, "forward")
-
-
-def _hooked(layer):
-    return layer.register_forward_hook(lambda module, args, output: 3.0 * output.flip(-1)).remove
-
-
-def _parametrized(layer):
-    class Scaled(nn.Module):
-        def forward(self, weight):
-            return 3.0 * weight.flip(0)
-
-    parametrize.register_parametrization(layer, "weight", Scaled())
-    return lambda: parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-
-
-class _Adapter(nn.Module):
-    """As PEFT's: shows the base layer's weight and adds to its result."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base_layer = base
-
-    @property
-    def weight(self):
-        return self.base_layer.weight
-
-    @property
-    def bias(self):
-        return self.base_layer.bias
-
-    def forward(self, *args):
-        return 3.0 * self.base_layer(*args).flip(-1)
-
-
-class _Opaque(nn.Module):
-    """A wrapper without a weight."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.inner = base
-
-    def forward(self, *args):
-        return 3.0 * self.inner(*args).flip(-1)
-
-
-ALTERATIONS = {"forward": _forward_replaced, "hook": _hooked, "parametrization": _parametrized}
-WRAPPERS = {"adapter": _Adapter, "opaque": _Opaque}
-ALTERED = [
-    *(("english", "t3.tfmr.layers.1.mlp.up_proj", how, "after") for how in (*ALTERATIONS, *WRAPPERS)),
-    ("english", "t3.tfmr.layers.1.mlp.up_proj", "opaque", "before"),
-    ("english", "t3.tfmr.layers.0.self_attn.q_proj", "adapter", "before"),
-    ("english", "t3.speech_head", "hook", "after"),
-    ("english", "s3gen.flow.encoder.encoders.0.feed_forward.w_2", "opaque", "before"),
-    ("english", "s3gen.flow.encoder.encoders.0.feed_forward.w_2", "hook", "after"),
-    ("english", "s3gen.flow.decoder.estimator.final_proj", "forward", "after"),
-    ("turbo", "t3.tfmr.h.0.mlp.c_fc", "adapter", "after"),
-    ("turbo", "s3gen.flow.decoder.estimator.mid_blocks.0.1.0.attn1.to_q", "parametrization", "after"),
-]
-
-
-def alter(model, path, how):
-    owner, name = reach(model, path)
-    layer = owner[int(name)] if name.isdigit() else getattr(owner, name)
-    if how in ALTERATIONS:
-        return ALTERATIONS[how](layer)
-    setattr(owner, name, WRAPPERS[how](layer))
-    return lambda: setattr(owner, name, layer)
-
-
-@pytest.mark.parametrize("family, path, how, when", ALTERED)
-def test_an_altered_layer_is_upstreams_until_it_is_plain_again(fresh, family, path, how, when):
-    model = fresh(family)
-    plain = speak(model)
-    section, undo = ("decoding" if path.startswith("t3") else "flow"), None
-    try:
-        if when == "before":
-            undo = alter(model, path, how)
-        turbo.apply(model, QUIET)
-        if when == "after":
-            undo = alter(model, path, how)
-        given = speak(model)
-        reason = model.turbo.plan.step(section).reason
-        undo()
-        undo = None
-        again = speak(model)
-        assert path not in model.turbo.plan.step(section).reason, "plain again, and still upstream's"
-        turbo.revert(model)
-        undo = alter(model, path, how)
-        expected = speak(model)
-    finally:
-        turbo.revert(model)
-        if undo is not None:
-            undo()
-    assert path in reason
-    assert expected.shape != plain.shape or snr_db(expected, plain) < 40, "the alteration makes no difference"
-    assert given.shape == expected.shape and snr_db(given, expected) > FLOOR
-    assert again.shape == plain.shape and snr_db(again, plain) > FLOOR
-
-
-def test_half_precision_keeps_off_a_layer_that_is_altered(fresh):
-    """Upstream's own code could not read weights in another format than its hidden states."""
-    model = fresh("english")
-    turbo.apply(model, {"preset": "fast", **QUIET})
-    if not model.turbo.plan.step("precision").reason:
-        pytest.skip("half precision does not run here")
-    undo = alter(model, "t3.tfmr.layers.1.mlp.up_proj", "hook")
-    try:
-        speak(model)
-        assert model.t3.speech_head.weight.dtype == torch.float32
-        assert "not t3" in model.turbo.plan.step("precision").reason
-    finally:
-        undo()
-        turbo.revert(model)
 
 
 def test_an_apps_analyzer_and_samplers_decide(fresh, monkeypatch):

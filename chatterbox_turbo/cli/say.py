@@ -106,7 +106,7 @@ def _check_language(model: ModelName, language: str) -> None:
 
 
 def _progress(screen: Screen):
-    from ..passes.decoding import TOKENS_PER_SECOND
+    from ..passes.token_model import TOKENS_PER_SECOND
 
     def show(count: int, limit: int) -> None:
         if screen.err.is_terminal:

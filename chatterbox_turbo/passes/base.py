@@ -78,7 +78,7 @@ class Engines:
     """What computes whole batches, once passes have put it in place.
 
     Attributes:
-        token_model: T3 as a function from requests to tokens (``passes.decoding.TokenModel``).
+        token_model: T3 as a function from requests to tokens (``passes.token_model.TokenModel``).
         flow: tokens to mel frames (``passes.flow.Flow``).
         vocoder: mel frames to samples (``passes.vocoder.Vocoder``).
     """

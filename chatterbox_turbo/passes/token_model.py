@@ -1,0 +1,273 @@
+"""T3 as a function from requests to speech tokens, in upstream's terms: what the decoding pass puts in place."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..config import DecodingSection
+from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
+from ..runtime import arguments
+from ..runtime.cpu.host_memory import use_huge_pages
+from ..runtime.device.devices import on_device
+from ..runtime.t3.alignment import AlignmentAnalysis, describe
+from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.kv_cache import BUCKET, bucketed
+from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
+from ..runtime.t3.sampling import SamplingParameters, guide
+from ..runtime.t3.step_choice import choose_step
+from ..runtime.t3.token_loop import Loop
+from ..upstream import t3 as upstream_t3
+from ..upstream import t3_weights
+from ..upstream.alignment import UpstreamAnalysis, build_analyzer
+from ..upstream.prepared import Prepared
+from .base import Switch
+
+logger = logging.getLogger(__name__)
+TOKENS_PER_SECOND = 25
+LAG = 4  # steps that a GPU runs ahead of the host: more than a copy of a few bytes takes
+
+
+class TokenModel:
+    """T3 as a function from requests to speech tokens, in upstream's terms.
+
+    ``request``: upstream's arguments to a request; ``run``: requests to tokens; ``speak``: both, for one. ``calls``
+    are those of upstream's function.
+    """
+
+    def __init__(self, t3: nn.Module, section: DecodingSection, static: bool):
+        self._t3, self._section = t3, section
+        self._llama = upstream_t3.is_llama(t3)
+        self._procedure = GUIDED if self._llama else UNGUIDED
+        self._watch = t3_weights.watched_heads(t3)
+        self.arrivals: list[float] = []  # when the host had each token of the last run (perf_counter)
+        self.prepared: Prepared[Loop] | None = None  # without one, upstream's backbone computes
+        if static:
+            self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, lambda loop: loop.backbone.release())
+        self.calls = Switch(self.speak)
+        self.request = self._guided_request if self._llama else self._unguided_request
+
+    @property
+    def loop(self) -> Loop | None:
+        """The loop over the static backbone, with its graphs and cache, where there is one."""
+        return None if self.prepared is None else self.prepared.value
+
+    @property
+    def backbone(self) -> StaticBackbone | None:
+        """The static backbone, where there is one."""
+        return None if self.loop is None else self.loop.backbone
+
+    def prepare(self) -> str:
+        """Read the weights as they are now and choose a step for them; the remark for the report."""
+        return self.remark() if self.prepared is None else self.prepared.renew()
+
+    def remark(self) -> str:
+        """What computes a step, for the report."""
+        return "upstream's backbone" if self.prepared is None else self.prepared.remark
+
+    def release(self) -> None:
+        """Give the memory of the static backbone back."""
+        if self.prepared is not None:
+            self.prepared.release()
+
+    def _make(self) -> tuple[Loop, str]:
+        weights = t3_weights.read(self._t3)
+        laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
+        step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
+        remark += f", {str(weights.dtype).removeprefix('torch.')}"
+        if laid:
+            remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
+        analysis = AlignmentAnalysis(upstream_t3.stop_token(self._t3), self._t3.device) if self._watch else None
+        lag = LAG if self._t3.device.type == "cuda" else 0
+        backbone = StaticBackbone(weights, step)
+        return Loop(backbone, self._procedure, self._vocabulary(), analysis, lag), remark
+
+    def capture(self, request: Request) -> None:
+        """Have the graphs of every length that the request may come to, and a cache that is large enough for it."""
+        if self.prepared is None or not self.prepared.current().backbone.captured:
+            return
+        backbone, first = self.prepared.current().backbone, request.embeds.size(1)
+        backbone.cache.ensure(first + request.limit)  # at once: graphs hold its addresses
+        for positions in range(bucketed(first + 1), bucketed(first + request.limit) + 1, BUCKET):
+            length = max(first, positions - BUCKET)
+            longer = request.embeds.repeat(1, -(-length // first), 1)[:, :length]
+            self.run([replace(request, embeds=longer, limit=1)])
+
+    def speak(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""
+        with torch.inference_mode():
+            (tokens,) = self.run([self.request(*args, **kwargs)])
+        return tokens
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request], slots: int | None = None) -> list[Tensor]:
+        """Speech tokens (1, n) int64 of each request; ``slots``: how many run at once."""
+        if self.prepared is None and len(requests) > 1:  # upstream's analyzer knows one text at a time
+            return [tokens for request in requests for tokens in self.run([request])]
+        device, total = self._t3.device, sum(request.limit for request in requests)
+        advance, finish = _progress(self._section, total)
+        ids: list[list[int]] = [[] for _ in requests]
+        ends: dict[int, tuple[str, int]] = {}
+        self.arrivals = []
+        try:
+            for token in self._loop(requests).generate(requests, slots):
+                self.arrivals.append(time.perf_counter())
+                if token.id is not None:
+                    ids[token.request].append(token.id)
+                    advance(sum(map(len, ids)))
+                if token.end is not None:
+                    ends[token.request] = (token.end, token.reasons)
+        finally:
+            finish()
+            if self.backbone is not None and device.type == "cpu":
+                self.backbone.release()  # or its cache would lie beside what the audio needs
+        for number, request in enumerate(requests):
+            _tell(request, len(ids[number]), *ends[number])
+            if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
+                ids[number].pop()  # inference_turbo returns speech without it
+        return [on_device(torch.tensor([row], dtype=torch.long, device="cpu"), device) for row in ids]
+
+    @torch.inference_mode()
+    def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:
+        """Logits (n, V) fp32 after guidance that precede each of n given tokens (teacher forcing)."""
+        loop = self._loop([request])
+        rows, rest = request.embeds.size(0), len(tokens) - 1
+        weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
+        loop.backbone.begin(1, rows)
+        each = [loop.backbone.admit([request.embeds], [rest + 1])]
+        given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
+        positions = torch.arange(1, rest + 1, device=weight.device)
+        for index in range(rest):
+            embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
+            each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
+        return torch.cat([guide(row[None].float(), weight) for row in each])
+
+    def _loop(self, requests: Sequence[Request]) -> Loop:
+        if self.prepared is not None:
+            return self.prepared.current()  # kept, with its graphs
+        t3 = self._t3
+        maps = upstream_t3.needs_attention_maps(t3)
+        backbone = TransformersBackbone(upstream_t3.backbone(t3), upstream_t3.head(t3), maps)
+        # its hooks see the prefill, so it is built before; and one analyzer knows one text
+        analyzer = build_analyzer(t3, *requests[0].text) if requests[0].text else None
+        return Loop(backbone, self._procedure, self._vocabulary(), analyzer and UpstreamAnalysis(analyzer))
+
+    def _vocabulary(self) -> Vocabulary:
+        t3 = self._t3
+        return Vocabulary(
+            upstream_t3.start_token(t3),
+            upstream_t3.stop_token(t3),
+            lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
+            lambda: upstream_t3.embedding_addresses(t3),
+        )
+
+    def _guided_request(
+        self,
+        *,
+        t3_cond: Any,
+        text_tokens: Tensor,
+        initial_speech_tokens: Tensor | None = None,
+        prepend_prompt_speech_tokens: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repetition_penalty: float = 1.2,
+        cfg_weight: float = 0.5,
+        generator: Generator | None = None,
+        **unused: Any,  # num_return_sequences, stop_on_eos, do_sample, length_penalty: upstream reads none of them
+    ) -> Request:
+        """The arguments of ``T3.inference``. Without guidance (``cfg_weight`` 0) one row is decoded, not two."""
+        if prepend_prompt_speech_tokens is not None:
+            what = "prepend_prompt_speech_tokens is not supported."
+            raise InvalidRequestError(what, "Upstream has no such code either.")
+        cfg_weight = arguments.number("cfg_weight", cfg_weight)
+        rows = 2 if cfg_weight > 0.0 else 1
+        text_tokens = upstream_t3.check_text(self._t3, text_tokens)
+        if text_tokens.size(0) < rows:
+            raise InvalidRequestError(
+                f"cfg_weight is {cfg_weight}, but the text has one row.", "Guidance needs the text twice.", "Repeat it."
+            )
+        text_tokens = text_tokens[:rows]
+        embeds, start = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight, initial_speech_tokens)
+        return Request(
+            embeds=embeds,
+            knobs=SamplingParameters(temperature, repetition_penalty, min_p, top_p, guidance=cfg_weight),
+            limit=self._limit(max_new_tokens, embeds.size(1)),
+            text=(start, text_tokens.size(1)),
+            generator=generator,
+        )
+
+    def _unguided_request(
+        self,
+        t3_cond: Any,
+        text_tokens: Tensor,
+        temperature: float = 0.8,
+        top_k: int = 1000,
+        top_p: float = 0.95,
+        repetition_penalty: float = 1.2,
+        max_gen_len: int = 1000,
+        generator: Generator | None = None,
+    ) -> Request:
+        """The arguments of ``T3.inference_turbo``."""
+        if arguments.number("temperature", temperature) == 0.0 and self.prepared is None:
+            temperature = 1.0  # upstream leaves the logits alone at 0, and its tokens are promised
+        embeds, _ = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
+        return Request(
+            embeds=embeds,
+            knobs=SamplingParameters(temperature, repetition_penalty, top_p=top_p, top_k=top_k),
+            # upstream counts from the second token
+            limit=self._limit(arguments.whole("max_gen_len", max_gen_len) + 1, embeds.size(1)),
+            generator=generator,
+        )
+
+    def _limit(self, asked: int | None, prefix: int) -> int:
+        capacity = upstream_t3.token_capacity(self._t3) - (0 if self._llama else prefix)
+        limit = self._section.max_new_tokens or (
+            capacity if asked is None else arguments.whole("max_new_tokens", asked)
+        )
+        if limit < 1:
+            raise InvalidRequestError(f"max_new_tokens is {limit}, but must be at least 1.")
+        if capacity < 1:
+            raise InvalidRequestError(
+                f"The voice and text take {prefix} positions, and the model has no more.", "", "Shorten the text."
+            )
+        return min(limit, capacity)
+
+
+def _tell(request: Request, count: int, end: str, reasons: int) -> None:
+    """Warn of speech that ended otherwise than by the model's own will."""
+    if not count:
+        raise DecodingError("No token can be drawn at step 0.", "Every id is excluded.", "Loosen top_k and top_p.")
+    if end == "limit":
+        _warn(
+            f"Speech was cut at {request.limit} tokens ({request.limit / TOKENS_PER_SECOND:.1f} s) before the model "
+            "ended it. Shorten the text, or raise decoding.max_new_tokens."
+        )
+    elif end == "exhausted":
+        _warn(f"Speech was cut at {count} tokens: every id was excluded. Loosen top_k and top_p.")
+    elif reasons:
+        logger.warning("Speech was ended after %d tokens: %s.", count, ", ".join(describe(reasons)))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SpeechTruncatedWarning, stacklevel=2)
+
+
+def _progress(section: DecodingSection, limit: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """A function to call with the tokens so far, and one to call at the end."""
+    if callable(section.progress):
+        return lambda count: section.progress(count, limit), lambda: None
+    if section.progress == "off":
+        return lambda count: None, lambda: None
+    from tqdm import tqdm
+
+    bar = tqdm(total=limit, desc="Sampling", dynamic_ncols=True)
+    return lambda count: bar.update(), bar.close
