@@ -24,10 +24,10 @@ def logits(seed: int) -> torch.Tensor:
     return values
 
 
-def knobs(**values) -> Knobs:
-    """The tensors of one request; what is not given is off."""
+def knobs(dtype=torch.float32, **values) -> Knobs:
+    """The tensors of one request with logits of a format; what is not given is off."""
     off = {"temperature": 1.0, "repetition_penalty": 1.0}
-    return Knobs([SamplingParameters(**{**off, **values})], torch.float32, torch.device("cpu"))
+    return Knobs([SamplingParameters(**{**off, **values})], dtype, torch.device("cpu"))
 
 
 def draw(x, generators, greedy=()) -> torch.Tensor:
@@ -38,27 +38,29 @@ def draw(x, generators, greedy=()) -> torch.Tensor:
 
 
 def keep_min_p(x, value):
-    return sampling.keep_min_p(x, knobs(min_p=value).min_p)
+    return sampling.keep_min_p(x, knobs(x.dtype, min_p=value).min_p)
 
 
 def keep_top_k(x, value):
-    return sampling.keep_top_k(x, knobs(top_k=value).top_k, value)
+    return sampling.keep_top_k(x, knobs(x.dtype, top_k=value).top_k, value)
 
 
 def keep_top_p(x, value):
-    return sampling.keep_top_p(x, knobs(top_p=value).tail)
+    return sampling.keep_top_p(x, knobs(x.dtype, top_p=value).tail)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(20))
-def test_filters_equal_the_processors_of_transformers(seed):
-    x = logits(seed)
+def test_filters_equal_the_processors_of_transformers(seed, dtype):
+    """In half precision too, where upstream's models are cast: its knobs are numbers of Python, which are not rounded."""
+    x = logits(seed).to(dtype)
     history = torch.randint(0, VOCABULARY, (1, 1 + 30 * seed), generator=torch.Generator().manual_seed(seed))
     seen = torch.zeros_like(x, dtype=torch.bool).scatter_(1, history, True)
     for penalty in (0.7, 1.0, 1.2, 2.0):
-        ours = sampling.penalize_repetition(x, seen, knobs(repetition_penalty=penalty).penalty)
+        ours = sampling.penalize_repetition(x, seen, knobs(dtype, repetition_penalty=penalty).penalty)
         assert torch.equal(ours, hf.RepetitionPenaltyLogitsProcessor(penalty)(history, x))
     for temperature in (0.3, 0.8, 1.7):
-        ours = sampling.divide(x, knobs(temperature=temperature).temperature)
+        ours = sampling.divide(x, knobs(dtype, temperature=temperature).temperature)
         assert torch.equal(ours, hf.TemperatureLogitsWarper(temperature)(history, x))
     for min_p in (0.0, 0.02, 0.05, 0.5, 1.0):
         assert torch.equal(keep_min_p(x, min_p), hf.MinPLogitsWarper(min_p=min_p)(history, x))

@@ -48,8 +48,10 @@ class Knobs:
     """
 
     def __init__(self, requests: Sequence[SamplingParameters], dtype: torch.dtype, device: torch.device):
+        # of half-precision logits in fp32: torch rounds a quotient by a Python number once, and not the number
+        wide = dtype if dtype.itemsize > 2 else torch.float32
         with torch.inference_mode(False):
-            self._numbers = torch.empty((5, len(requests), 1), dtype=dtype, device=device)
+            self._numbers = torch.empty((5, len(requests), 1), dtype=wide, device=device)
             self._integers = torch.empty((2, len(requests), 1), dtype=torch.long, device=device)
         self.set(requests, len(requests))
 
@@ -89,24 +91,26 @@ def guide(logits: Tensor, weight: Tensor) -> Tensor:
     if logits.size(1) == 1:
         return logits[:, 0]
     conditional, unconditional = logits.unbind(dim=1)
-    return conditional + weight * (conditional - unconditional)
+    return conditional + weight.to(logits.dtype) * (conditional - unconditional)
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """Divide positive and multiply negative logits of ids that are ``seen`` (N, V) by ``penalty`` (CTRL, 2019)."""
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, divide(logits, penalty)), logits)
+    multiplied = (logits * penalty).to(logits.dtype)
+    return torch.where(seen, torch.where(logits < 0, multiplied, divide(logits, penalty)), logits)
 
 
 def divide(logits: Tensor, divisor: Tensor) -> Tensor:
     """``logits / divisor``, rounded as torch rounds a division by a Python number on the same device."""
     # CUDA kernels multiply by the reciprocal of a number that the host holds
-    return logits * divisor.reciprocal() if logits.is_cuda else logits / divisor
+    quotient = logits * divisor.reciprocal() if logits.is_cuda else logits / divisor
+    return quotient.to(logits.dtype)
 
 
 def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     """Drop ids less likely than ``min_p`` times the likeliest one, which itself always stays."""
     probabilities = torch.softmax(logits, dim=-1)
-    floor = min_p * probabilities.amax(dim=-1, keepdim=True)
+    floor = (min_p * probabilities.amax(dim=-1, keepdim=True)).to(logits.dtype)
     return logits.masked_fill(probabilities < floor, -float("inf"))
 
 
@@ -123,7 +127,7 @@ def keep_top_k(logits: Tensor, top_k: Tensor, largest: int) -> Tensor:
 def keep_top_p(logits: Tensor, tail: Tensor) -> Tensor:
     """Keep the smallest set of likeliest ids whose probability reaches 1 - ``tail`` (nucleus sampling, 2019)."""
     ascending, order = torch.sort(logits, descending=False)
-    drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= tail
+    drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= tail.to(logits.dtype)
     drop[..., -1:] = False
     return logits.masked_fill(drop.scatter(1, order, drop), -float("inf"))
 
