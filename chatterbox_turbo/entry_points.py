@@ -71,6 +71,8 @@ class EntryPoints:
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
         self.retired = True
+        # whoever keeps the handle keeps nothing that passes have made
+        self.scopes, self.settings, self.instead, self.structure = [], [], {}, None
 
     def refresh(self) -> None:
         """Apply the configuration again where a part was replaced or a function patched since; under the lock.
@@ -85,14 +87,14 @@ class EntryPoints:
             self._renew(change)
 
     def guard(self, name, wrapped, instance, args, kwargs):
-        with self.inside(), computing(device_of(instance)):
+        with self.inside(), computing(device_of(self._model())):
             if self.retired:
                 return self._onward(name, wrapped)(*args, **kwargs)
             with plain():
                 return self.instead.get(name, wrapped)(*args, **kwargs)
 
     def generate(self, name, wrapped, instance, args, kwargs):
-        with self.inside(), computing(device_of(instance)), ExitStack() as stack:
+        with self.inside(), computing(device_of(self._model())), ExitStack() as stack:
             if self.retired:
                 return self._onward(name, wrapped)(*args, **kwargs)
             stack.enter_context(plain())

@@ -188,10 +188,16 @@ def revert(model: Any) -> Any:
     with lock_of(model), lasting():
         handle = handle_of(model)
         left = handle.journal.undo() if handle else []
-    if left:
-        message = f"Somebody else's patch was left on {', '.join(left)}. What was below it does nothing any more."
-        warnings.warn(message, ForeignPatchWarning, stacklevel=2)
+    _tell(left)
     return model
+
+
+def _tell(left: Sequence[str]) -> None:
+    if left:
+        message = (
+            f"Somebody else's patch was left on {', '.join(left)}. What this package had put below it does nothing "
+        )
+        warnings.warn(message + "any more.", ForeignPatchWarning, stacklevel=3)
 
 
 def refresh(model: Any) -> None:
@@ -205,11 +211,12 @@ def refresh(model: Any) -> None:
             handle_of(model)._entry.refresh()
 
 
-def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handle:
+def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass], told: bool = True) -> Handle:
     """Plan a configuration, take back what is applied, and apply it; all of it, or nothing.
 
     Args:
         passes: all of them, in order.
+        told: warn of what is left below somebody's patch.
 
     Raises: as ``apply``; the model is as it was then.
     """
@@ -218,8 +225,9 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass]) -> Handl
         old = handle_of(model)
         # the old journal tells own patches from foreign ones
         plan = build_plan(Context(parts, config, old.journal if old else Journal()), passes)
-        if old:
-            old.journal.undo()
+        left = old.journal.undo() if old else []
+        if told:
+            _tell(left)
         try:
             return install(Context(identify(model), config), plan)
         except BaseException:
@@ -258,7 +266,7 @@ def _renew(handle: Handle, change: str) -> None:
     model = handle._parts().model
     logger.warning("%s after apply: the configuration is applied again.", change)
     try:
-        new = put(model, handle.config, handle.plan.passes)
+        new = put(model, handle.config, handle.plan.passes, told=False)
     except TurboError as error:
         raise type(error)(
             f"{change} after apply, and the configuration cannot be applied again.",

@@ -174,8 +174,11 @@ def test_objects_that_are_no_model_are_refused():
 @pytest.mark.parametrize("model", ["english", "multilingual", "turbo", "vc"], indirect=True)
 def test_an_optimized_model_refuses_to_be_copied(model, preset, monkeypatch):
     t3 = [model.t3] if hasattr(model, "t3") else []
-    for part in t3:  # with it, which upstream's own calls leave, pickling fails by its hooks
+    for part in t3:  # with what upstream's own calls leave pickling fails by itself
         monkeypatch.delitem(part._modules, "patched_model", raising=False)
+        for module in part.modules():
+            for key in list(module._forward_hooks):
+                monkeypatch.delitem(module._forward_hooks, key)
     turbo.apply(model, preset)
     ours = [model.generate, model.watermarker, model.turbo]
     # HiFT's parametrizations cannot be pickled in any case; voice conversion comes to them first

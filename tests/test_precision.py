@@ -156,7 +156,7 @@ def test_every_card_gets_the_format_that_it_is_good_at(monkeypatch, models, capa
     class OnCuda(type(parts)):
         device = torch.device("cuda")
 
-    context = Context(OnCuda(**vars(parts)), config)
+    context = Context(OnCuda(**vars(parts)), config, planned=["decoding", "flow"])
     reason = PrecisionPass().check(context)
     assert (said in reason) if not wanted else reason == ""
     assert not wanted or PrecisionPass()._format(context, "t3") == (wanted, said)

@@ -9,6 +9,7 @@ from recordings import EXACT, ONEDNN, differences, encode, voice_of, wav
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
+from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.cpu import onednn as products
 from chatterbox_turbo.upstream import conditioning as upstream
 from chatterbox_turbo.upstream.families import identify
@@ -26,7 +27,7 @@ def test_another_order_of_summation_changes_no_token_here(kept, samples, family)
 
 
 def test_products_by_onednn_are_those_of_torch_within_rounding(english):
-    layers = upstream.tokenizer_layers(identify(english))
+    layers = upstream.tokenizer_layers(identify(english), Journal())
     assert len(layers) > 6
     torch.manual_seed(0)
     for layer in layers:
@@ -51,9 +52,10 @@ def test_what_multiplies_follows_ceiling_option_and_machine(kept, monkeypatch):
         config = {**alone, "fidelity": options.pop("fidelity", "numerical"), "conditioning": options}
         with turbo.optimized(model, config):
             step = model.turbo.plan.step("conditioning")
-            return sum("forward" in vars(x) for x in upstream.tokenizer_layers(identify(model))), step.fidelity
+            layers = upstream.tokenizer_layers(identify(model), model.turbo.journal)
+            return sum("forward" in vars(layer) for layer in layers), step.fidelity
 
-    every = len(upstream.tokenizer_layers(identify(model)))
+    every = len(upstream.tokenizer_layers(identify(model), Journal()))
     monkeypatch.setattr(conditioning, "onednn_is_faster", lambda threads: True)
     assert replaced() == (every, "numerical")
     assert replaced(matmul="torch") == (0, "exact")

@@ -52,7 +52,7 @@ def keep_top_p(x, value):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(20))
 def test_filters_equal_the_processors_of_transformers(seed, dtype):
-    """In half precision too, where upstream's models are cast: its knobs are numbers of Python, which are not rounded."""
+    """In half precision too, where a model is cast: upstream's knobs are numbers of Python, which are not rounded."""
     x = logits(seed).to(dtype)
     history = torch.randint(0, VOCABULARY, (1, 1 + 30 * seed), generator=torch.Generator().manual_seed(seed))
     seen = torch.zeros_like(x, dtype=torch.bool).scatter_(1, history, True)

@@ -135,16 +135,15 @@ class Structure:
         self._modules = [_seen(path, module) for tree in trees for path, module in tree]
         kinds = {seen.kind for seen in self._modules}
         self._functions = [(cls, "forward", inspect.getattr_static(cls, "forward", _MISSING)) for cls in kinds]
-        self._unpatched: list[tuple[Any, str, str]] = []
+        self._methods: list[tuple[Any, str, str, Any]] = []
         for path in patch_points(parts.family):
             try:
                 owner, name = owner_of(parts, path)
             except AttributeError:
                 continue  # a release without it
             self._functions.append((type(owner), name, inspect.getattr_static(type(owner), name, _MISSING)))
-            # where this package has patched an object, others may go on top
-            if not journal.owns(owner, name) and name not in vars(owner):
-                self._unpatched.append((owner, name, path))
+            if not journal.owns(owner, name):  # where this package has patched an object, others may go on top
+                self._methods.append((owner, name, path, vars(owner).get(name)))
         self._names = [(space, name, _value(space, name)) for space, name in names]
 
     def change(self) -> str:
@@ -162,9 +161,9 @@ class Structure:
         for cls, name, function in self._functions:
             if inspect.getattr_static(cls, name, _MISSING) is not function:
                 return f"{cls.__name__}.{name} was patched"
-        for owner, name, path in self._unpatched:
-            if name in vars(owner):
-                return f"{path} was patched"
+        for owner, name, path, method in self._methods:
+            if vars(owner).get(name) is not method:
+                return f"{path} was patched, or is no more"
         for space, name, value in self._names:
             if _value(space, name) is not value:
                 return f"{getattr(space, '__name__', space)}.{name} was patched"
