@@ -105,6 +105,7 @@ def test_weights_that_are_loaded_after_apply_speak(fresh, voice, path, assign):
         module.load_state_dict(new, assign=assign)
         given = spoken(model, voice, path)
         turbo.revert(model)
+        assert all(p.untyped_storage().nbytes() == p.nbytes for p in module.parameters()), "left in one storage"
         expected = spoken(model, voice, path)
     finally:
         turbo.revert(model)

@@ -32,7 +32,10 @@ def _projections(layer: nn.Module) -> Projections:
 
 def fuse(s3gen: nn.Module, journal: Journal) -> None:
     """Queries, keys and values of each layer become views of one tensor; undoing gives each its own storage."""
-    groups = [[part.weight for part in _projections(layer)] for layer in _layers(encoder_of(s3gen))]
+
+    def groups() -> list[list[nn.Parameter]]:
+        return [[part.weight for part in _projections(layer)] for layer in _layers(encoder_of(s3gen))]
+
     parameters.fuse(groups, journal, "fused weights of the flow encoder")
 
 

@@ -37,7 +37,7 @@ def _groups(estimator: nn.Module) -> list[list[nn.Parameter]]:
 
 def fuse(s3gen: nn.Module, journal: Journal) -> None:
     """Queries, keys and values of each block become views of one tensor; undoing gives each its own storage."""
-    parameters.fuse(_groups(estimator_of(s3gen)), journal, "fused weights of the flow estimator")
+    parameters.fuse(lambda: _groups(estimator_of(s3gen)), journal, "fused weights of the flow estimator")
 
 
 def cast(s3gen: nn.Module, dtype: torch.dtype, journal: Journal) -> None:

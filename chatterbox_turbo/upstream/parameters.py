@@ -5,7 +5,8 @@ The parameters stay the objects that upstream made, so that everything which hol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,17 @@ def cast(parameters: Sequence[nn.Parameter], dtype: torch.dtype, journal: Journa
     give_back()
 
 
-def fuse(groups: Sequence[Group], journal: Journal, description: str, transposed: bool = False) -> None:
-    """Give every group one storage (``fuse_group``); undoing gives each parameter its own, contiguous."""
-    for number, group in enumerate(groups):
+def fuse(groups: Callable[[], Sequence[Group]], journal: Journal, description: str, transposed: bool = False) -> None:
+    """Give every group one storage (``fuse_group``); undoing gives each parameter its own, contiguous.
+
+    ``groups`` is asked again by then: others may have been assigned meanwhile, and fused when they were read.
+    """
+    for number, group in enumerate(groups()):
 
         def undo(number=number, group=group) -> None:
             _separate(group)
+            with suppress(AttributeError, IndexError):  # another architecture has been put there
+                _separate(groups()[number])
             _give_back_sometimes(number)
 
         journal.record(description, undo)

@@ -57,7 +57,7 @@ def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
 
 def fuse(t3: nn.Module, journal: Journal) -> None:
     """Give every group one storage; undoing gives each parameter its own, contiguous as upstream made it."""
-    parameters.fuse(list(_groups(t3)), journal, "fused weights of T3", not upstream_t3.is_llama(t3))
+    parameters.fuse(lambda: list(_groups(t3)), journal, "fused weights of T3", not upstream_t3.is_llama(t3))
 
 
 def modules(t3: nn.Module) -> tuple[nn.Module, ...]:
