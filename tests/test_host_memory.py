@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chatterbox_turbo import optimized
-from chatterbox_turbo.passes import decoding
+from chatterbox_turbo.passes import token_model
 from chatterbox_turbo.runtime.cpu import host_memory
 from chatterbox_turbo.runtime.cpu.host_memory import use_huge_pages
 from chatterbox_turbo.upstream import t3_weights
@@ -74,7 +74,7 @@ def test_the_option_decides(models, monkeypatch, family):
         offered.append([m.data_ptr() for m in tensors])
         return use_huge_pages(tensors)
 
-    monkeypatch.setattr(decoding, "use_huge_pages", spied)
+    monkeypatch.setattr(token_model, "use_huge_pages", spied)
     section = {"backbone": "static", "kernel": "torch", "progress": "off"}
     with optimized(model, {"decoding": section}):
         assert offered == [[m.data_ptr() for m in t3_weights.read(model.t3).matrices()]]
