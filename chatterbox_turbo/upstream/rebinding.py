@@ -3,7 +3,7 @@
 A function finds ``T3`` or ``load_file`` in its module's dictionary. Here its code runs over a copy of that dictionary
 in which
 
-- a module class builds without initial values (``runtime.construction``), and the object that it gives assigns
+- a module class builds without initial values (``runtime.loading.construction``), and the object that it gives assigns
   instead of copying in its first ``load_state_dict``,
 - safetensors' ``load_file`` and ``torch.load(weights_only=True)`` give tensors mapped from the file, whatever the
   device,

@@ -1,4 +1,4 @@
-"""Kernels of one decode step on a CPU, compiled by numba: a block and the head over ``cpu_products``."""
+"""Kernels of one decode step on a CPU, compiled by numba: a block and the head over ``products``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decode step on a CPU by ``cpu_kernels``: a call a layer, every thread busy with reading weights."""
+"""The decode step on a CPU by ``cpu.step_kernels``: a call a layer, every thread busy with reading weights."""
 
 from __future__ import annotations
 

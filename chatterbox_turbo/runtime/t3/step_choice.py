@@ -26,7 +26,7 @@ from .weights import Weights
 ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one counts
 LAYERS = 3  # enough to be larger than a cache of 32 MB, few enough to take a second
 REPEATS = 5
-KERNELS = 3  # goes up when cpu_kernels or cpu_products changes: what was measured with others does not count
+KERNELS = 3  # goes up when cpu.step_kernels or cpu.products changes: what was measured with others does not count
 CACHE_VARIABLE = "CHATTERBOX_TURBO_CACHE"
 
 
