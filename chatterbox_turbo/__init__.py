@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "api",
+    "quantize": "api",
     "apply": "api",
     "revert": "api",
     "optimized": "api",

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from .instruments import Recorder
-from .passes.base import Call, Scope, Setting, in_force
+from .passes.base import Call, Scope, Setting, in_force, parameters
 from .patching import Journal, PatchedMethod
 from .runtime.cpu import forks
 from .runtime.device.captures import computing
@@ -37,24 +37,32 @@ class EntryPoints:
         recorder: of phases and tokens, once there is one.
         handle: what stands for the configuration on the model (``handle.Handle``), once it is complete.
         structure: the model as the configuration was applied to it, once it is complete.
+        speak: in place of upstream's ``generate``, with its arguments; ``None`` where that runs.
+        pipeline: of batches and streams (``speech.pipeline.Pipeline``); ``None`` where upstream's stages are not known.
     """
 
     def __init__(
         self,
         model: Any,
         renew: Callable[[str], None],
+        arguments: list[Callable[[str, Any], Any]],
         scopes: list[Scope],
         settings: list[Setting],
         instead: dict[str, Callable[..., Any]],
+        retries: list[Callable[[Exception], bool]],
     ):
         self._model, self._renew, self.lock = weakref.ref(model), renew, lock_of(model)
-        self.scopes, self.settings, self.instead = scopes, settings, instead
+        self.arguments, self.scopes, self.settings = arguments, scopes, settings
+        self.instead, self.retries = instead, retries
         self.recorder: Recorder | None = None
         self.structure: Structure | None = None
         self.handle: Any = None
+        self.speak: Callable[..., Any] | None = None
+        self.pipeline: Any = None
         self.retired = False
         self._calls = threading.local()  # of a thread that another one forks away from, nothing is left in the child
         self._methods: dict[str, PatchedMethod] = {}
+        self._names: tuple[str, ...] = ()  # of what generate takes by position
 
     def wrap_all(self, journal: Journal) -> None:
         """Put the guards in place."""
@@ -65,14 +73,17 @@ class EntryPoints:
 
     def _wrap(self, name: str, journal: Journal) -> None:
         model = self._model()
-        journal.wrap(model, name, partial(self.generate if name == "generate" else self.guard, name))
+        if name == "generate":
+            self._names = parameters(model.generate)
+        journal.wrap(model, name, partial(self._guard_of(name), name))
         self._methods[name] = vars(model)[name]
 
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
         self.retired = True
         # whoever keeps the handle keeps nothing that passes have made
-        self.scopes, self.settings, self.instead, self.structure = [], [], {}, None
+        self.arguments, self.scopes, self.settings, self.instead, self.retries = [], [], [], {}, []
+        self.structure = self.speak = self.pipeline = None
 
     def refresh(self) -> None:
         """Apply the configuration again where a part was replaced or a function patched since; under the lock.
@@ -98,19 +109,44 @@ class EntryPoints:
             if self.retired:
                 return self._onward(name, wrapped)(*args, **kwargs)
             stack.enter_context(plain())
+            if self.recorder is not None:
+                stack.enter_context(self.recorder.meter.request(name))
             stack.enter_context(in_force(self.settings))
             call = Call(args, kwargs)
+            for look in self.arguments:
+                call.rewrite(self._names, look)
             if self.recorder is not None:
                 stack.enter_context(self.recorder.recording())
             for scope in self.scopes:
                 stack.enter_context(scope(call))
-            call.result = wrapped(*call.args, **call.kwargs)
+            call.result = self._result(self.speak or wrapped, call)
             stack.close()  # a scope may replace the result
             return call.result
 
+    def _result(self, wrapped: Callable[..., Any], call: Call) -> Any:
+        try:
+            return wrapped(*call.args, **call.kwargs)
+        except Exception as error:
+            if not any(again(error) for again in self.retries):
+                raise
+        return wrapped(*call.args, **call.kwargs)  # here, where the error no longer holds what its frames held
+
     def _onward(self, name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
         """Where a call goes that has waited: not again through somebody's wrapper that has called this one."""
-        return wrapped if self._methods[name].inert else getattr(self._model(), name)
+        model = self._model()
+        if not self._methods[name].inert:
+            return getattr(model, name)
+        now = behind(model)  # above that wrapper, where the call has not been
+        if now is None:
+            return wrapped
+        return partial(now._inside_of, name, wrapped)
+
+    def _inside_of(self, name: str, wrapped: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call that got below these guards before they were put there, as if it had passed them."""
+        return self._guard_of(name)(name, wrapped, self._model(), args, kwargs)
+
+    def _guard_of(self, name: str) -> Callable[..., Any]:
+        return self.generate if name == "generate" else self.guard
 
     @contextmanager
     def inside(self) -> Iterator[None]:

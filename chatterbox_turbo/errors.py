@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 SHORT, LONG = 80, 300  # characters of a user's value in a message, and of a path
@@ -31,6 +32,18 @@ class UnavailablePassError(TurboError):
     """A pass that the configuration demands (``enabled = true``) cannot run here."""
 
 
+class BudgetError(TurboError, ValueError):
+    """A memory budget that no set of passes fits into, or that this device cannot have.
+
+    Attributes:
+        needed: the smallest budget in bytes that would do, by the fidelity that allows it.
+    """
+
+    def __init__(self, what: str, why: str = "", remedy: str = "", needed: Mapping[str, int] | None = None):
+        super().__init__(what, why, remedy)
+        self.needed = dict(needed or {})
+
+
 class PassConflictError(TurboError):
     """Two passes that the configuration demands exclude each other."""
 
@@ -55,6 +68,10 @@ class ReferenceAudioMissingError(ReferenceAudioError, FileNotFoundError):
     """There is no reference recording at that path."""
 
 
+class VoiceFileError(TurboError, ValueError):
+    """A voice's file is missing, damaged, something else, of a newer version, or of another family's model."""
+
+
 class DecodingError(TurboError, RuntimeError):
     """The token loop met logits that no token can be drawn from."""
 
@@ -67,12 +84,20 @@ class SpeechTruncatedWarning(UserWarning):
     """Speech was cut at ``max_new_tokens`` before the model ended it."""
 
 
+class RunawayWarning(UserWarning):
+    """A piece of a long text went wrong: repetition, silence, no end, too little speech."""
+
+
 class WatermarkWarning(UserWarning):
     """An output left ``generate`` without a watermark and received one from the guard."""
 
 
 class ForeignPatchWarning(UserWarning):
     """A model was reverted below somebody else's patch, which stays; what was below it does nothing any more."""
+
+
+class OriginalsDiscardedWarning(UserWarning):
+    """Weights are rounded now, because a configuration had let go of the original ones (``originals = "discard"``)."""
 
 
 class SlowLoadingWarning(UserWarning):

@@ -5,26 +5,38 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from . import entry_points
+from .budget.fitting import fit
+from .budget.measurement import beside, taken
 from .config import OptimizationConfig
 from .entry_points import EntryPoints, lock_of
-from .errors import ForeignPatchError, ForeignPatchWarning, InvalidRequestError, TurboError, UnavailablePassError
-from .instruments import install_recorder, memory
+from .errors import (
+    ForeignPatchError,
+    ForeignPatchWarning,
+    OriginalsDiscardedWarning,
+    TurboError,
+    UnavailablePassError,
+)
+from .instruments import install_recorder
+from .memory import Usage, holdings, usage, weights
 from .passes.base import Context, Pass, in_force
-from .patching import BoundToModel, Journal
+from .patching import BoundToModel, Journal, Loss
 from .plan import Plan, build_plan, carry_out
 from .report import Report
 from .runtime.cpu import forks
 from .runtime.device.captures import computing
 from .runtime.device.surroundings import lasting, plain
 from .runtime.device.tf32 import convolves_in_tf32
-from .speech.batch import speak_batch
+from .speech.long_text import LongText
+from .speech.pipeline import Pipeline
+from .speech.speaker import Speaker
+from .speech.voices import Voices
+from .upstream import flow_inputs, stages, t3_quantization
 from .upstream.families import Parts, identify
 from .upstream.structure import Structure
 
@@ -37,28 +49,34 @@ CONVOLUTIONS = (
 )
 
 
-class Handle(BoundToModel):
+class Handle(Speaker, BoundToModel):
     """What is on, what it costs, and how to get rid of it.
 
     Attributes:
-        voices: encoded reference voices (``runtime.voice.cache.VoiceCache``: ``len``, ``nbytes``, ``hits``, ``misses``,
-            ``clear()``), or ``None`` where the conditioning pass does not run.
+        voices: voices by name, and the encoded recordings that are kept (``speech.voices.Voices``). The same object
+            for as long as the model is optimized, whatever is applied.
         lock: held during each call of an entry point. Hold it yourself to make several steps one, such as
             seeding and generating: ``with model.turbo.lock: torch.manual_seed(7); model.generate(...)``.
         renewals: what was replaced or patched since ``apply``, each of which had the configuration applied again.
     """
 
-    def __init__(self, context: Context, plan: Plan, entry: EntryPoints, before: dict):
+    def __init__(
+        self, context: Context, plan: Plan, entry: EntryPoints, before: dict, voices: Voices, unknown: str = ""
+    ):
         self._model = weakref.ref(context.parts.model)
         self.journal = context.journal
         self._engines, self._settings = context.engines, context.settings
         self._remarks = context.remarks
-        self.voices = context.voices
+        self._caches, self._transfers, self._holdings = context.caches, context.transfers, context.holdings
+        self.voices = voices
         self._entry = entry
+        self._unknown = unknown
         self._before = before
         self._plan = plan
         self.lock = entry.lock
         self.renewals: tuple[str, ...] = ()
+        self._rounded: tuple[Loss, ...] = ()  # by configurations that were here before
+        self._base = 0  # bytes in use beside this model, where a budget is measured
 
     @property
     def plan(self) -> Plan:
@@ -79,54 +97,55 @@ class Handle(BoundToModel):
 
     def report(self) -> Report:
         """What runs, what was skipped and why, memory before and now, timings of the last call, voices kept."""
-        voices = "" if self.voices is None else str(self.voices)
+        voices = str(self.voices)
         notes = (CONVOLUTIONS,) if convolves_in_tf32(self._parts().device) else ()
         notes += tuple(f"{change} after apply: applied again" for change in self.renewals)
         notes += (forks.remark(),) if forks.remark() else ()
-        return Report(self.plan, self._before, self.memory(), self.timings(), voices, notes)
+        if self._unknown:
+            notes += (f"generate is not this package's pipeline, and batches are spoken one by one: {self._unknown}",)
+        notes += (_rounded(self._rounded),) if self._rounded else ()
+        if self.plan.fit is not None:
+            notes += self.plan.fit.notes
+        now = self.memory()
+        return Report(
+            self.plan, self._before, now, self.timings(), voices, notes, taken(now, self._base) if self.plan.fit else {}
+        )
 
-    def memory(self) -> dict[str, Any]:
-        """Bytes of weights by part and device (``instruments.memory``)."""
-        return memory(self._parts())
+    def memory(self) -> Usage:
+        """What is in memory, what was at most, and how that went: a dict, with a table (``str``) and ``plot(path)``.
+
+        ``memory.Usage`` says what is in it.
+        """
+        held = holdings(self._parts(), self._engines, self.voices.tensors, self._holdings)
+        return usage(self._parts(), held, self._entry.recorder.meter, self._caches.tally, self._transfers)
 
     def timings(self) -> dict[str, float]:
         """Seconds by phase of the last ``generate``; empty before the first one."""
         return self._entry.recorder.timer.seconds()
 
-    def batch(self, items: Sequence[Mapping[str, Any]], slots: int | None = None) -> list[Tensor]:
-        """Several utterances at once, each as it would be alone with the same seed.
+    @property
+    def _pipeline(self) -> Pipeline | None:
+        return self._entry.pipeline  # nothing of it stays with who keeps a handle of a configuration that is gone
 
-        Tokens are decoded in one batch that utterances enter and leave while it runs. Audio is made in batches of
-        similar length (``flow.batch_frames``), or one by one where the passes flow and vocoder do not run.
-
-        Args:
-            items: keyword arguments of ``generate``, and optionally ``seed`` (drawn from the global generator where
-                it is missing) and ``voice`` (conditionals; the model's own where it is missing).
-            slots: utterances decoded at once, which bounds the memory of their caches; all by default.
-
-        Returns:
-            Samples (1, m) of each item, in order. The model's own voice and the random generators' states are
-            what they were.
-
-        Raises:
-            UnavailablePassError: the decoding pass does not run on this model.
-            InvalidRequestError: an item has no text or no voice, or ``slots`` is below 1.
-        """
-        if self.token_model is None:
-            raise UnavailablePassError(
-                "Batches need the decoding pass.",
-                f"On this model it is {self.plan.step('decoding').status}: {self.plan.step('decoding').reason}.",
-                "Enable it, or call generate for each item.",
-            )
-        if slots is not None and slots < 1:
-            raise InvalidRequestError(f"slots is {slots}, but must be at least 1.")
+    @contextmanager
+    def _working(self, name: str) -> Iterator[Handle]:
+        """The model for the body, as it is now: its lock, its surroundings, its settings. Yields its handle."""
         with self.lock:
             self._entry.refresh()
-            now = handle_of(self._parts().model) or self  # reverted meanwhile: a batch finds no call and says so
-            parts = now._parts()
+            parts, now = self._parts(), handle_of(self._parts().model)
+            if now is None:
+                raise UnavailablePassError("This configuration has been reverted.", "", "Apply it again.")
             # what a batch puts in place for a while is no change of the model
-            with now._entry.inside(), computing(parts.device), plain(), in_force(now._settings):
-                return speak_batch(parts, now._engines, items, slots)
+            meter = now._entry.recorder.meter
+            with (
+                now._entry.inside(),
+                computing(parts.device),
+                plain(),
+                meter.request(name),
+                in_force(now._settings),
+                meter.phase(name),
+            ):
+                yield now
 
     def revert(self) -> Any:
         """Put the model back; the same as ``chatterbox_turbo.revert(model)``."""
@@ -179,20 +198,43 @@ def revert(model: Any) -> Any:
 
     Raises:
         ForeignPatchError: somebody patched on top of something else; nothing has been undone.
+        TurboError: memory ran out while weights were restored; nothing has been undone.
 
     Warns:
         ForeignPatchWarning: something was left below somebody's patch.
+        OriginalsDiscardedWarning: the configuration had let go of original weights, or T3 was quantized before it was
+            applied; the model has rounded ones.
     """
     if handle_of(model) is None:
         return model
     with lock_of(model), lasting():
         handle = handle_of(model)
         left = handle.journal.undo() if handle else []
-    _tell(left)
+        lost = handle.journal.losses if handle else []
+        found = t3_quantization.schemes(getattr(model, "t3", None))
+        kept = [scheme for scheme in found if not any(scheme in loss.what for loss in lost)]
+    _tell(left, lost, kept)
     return model
 
 
-def _tell(left: Sequence[str]) -> None:
+def _rounded(losses: Sequence[Loss]) -> str:
+    return (
+        f"weights are rounded where an earlier configuration let the original ones go: "
+        f"{', '.join(loss.what for loss in losses)}. Every promise, exact included, is against these; load the model "
+        "again (chatterbox_turbo.load, from_pretrained) for the original ones"
+    )
+
+
+def _tell(left: Sequence[str], lost: Sequence[Loss], kept: Sequence[str] = ()) -> None:
+    if kept:
+        message = (
+            f"T3 stays {', '.join(kept)}, as it was before the configuration was applied: it is of a quantized "
+            "checkpoint, or an earlier configuration let the originals go. Load the original checkpoint for them."
+        )
+        warnings.warn(message, OriginalsDiscardedWarning, stacklevel=3)
+    if lost:
+        text = _rounded(lost)
+        warnings.warn(f"{text[0].upper()}{text[1:]}.", OriginalsDiscardedWarning, stacklevel=3)
     if left:
         message = (
             f"Somebody else's patch was left on {', '.join(left)}. What this package had put below it does nothing "
@@ -216,48 +258,81 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass], told: bo
 
     Args:
         passes: all of them, in order.
-        told: warn of what is left below somebody's patch.
+        told: warn of what is left below somebody's patch, and of weights that are rounded now.
 
     Raises: as ``apply``; the model is as it was then.
     """
     parts = identify(model)
     with lock_of(model), lasting():
         old = handle_of(model)
-        # the old journal tells own patches from foreign ones
+        # the old journal tells own patches from foreign ones; what fits, only the original weights tell
         plan = build_plan(Context(parts, config, old.journal if old else Journal()), passes)
         left = old.journal.undo() if old else []
-        if told:
-            _tell(left)
         try:
-            return install(Context(identify(model), config), plan)
+            plan = fit(plan, identify(model), config, Journal(), passes)
+            new = install(Context(identify(model), plan.config), plan, old and old.voices)
         except BaseException:
             if old:
-                install(Context(identify(model), old.config), old.plan)
+                install(Context(identify(model), old.config), old.plan, old.voices)._rounded = old._rounded
             raise
+        lost = []
+        if old:
+            again = [loss.what for loss in new.journal.losses]  # the same bits as before
+            lost = [loss for loss in old.journal.losses if loss.what not in again]
+            new._rounded = tuple(loss for loss in (*old._rounded, *lost) if _is_part(loss.owner(), new._parts()))
+        if told:
+            _tell(left, lost)
+        return new
 
 
-def install(context: Context, plan: Plan) -> Handle:
-    """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing."""
+def _is_part(module: Any, parts: Parts) -> bool:
+    return module is not None and any(module is one for part in parts.modules().values() for one in part.modules())
+
+
+def install(context: Context, plan: Plan, voices: Voices | None = None) -> Handle:
+    """Guard the entry points, carry the plan out, add the handle; all of it in ``context.journal``, or nothing.
+
+    ``voices``: those that are kept of the configuration before.
+    """
     forks.prepare()
     parts, journal = context.parts, context.journal
-    before = memory(parts)
+    before = weights(parts)
     try:
         entry = EntryPoints(
             parts.model,
             lambda change: _renew(entry.handle, change),
+            context.arguments,
             context.scopes,
             context.settings,
             context.entry_points,
+            context.retries,
         )
+        # before guards and passes lie over what others have put there
+        unknown, alone = stages.why_not(parts, journal), flow_inputs.why_not(parts, journal)
         entry.wrap_all(journal)
         plan = carry_out(plan, context)
-        entry.recorder = install_recorder(parts, journal)  # last, so that it sees what the passes put there
-        entry.handle = Handle(context, plan, entry, before)
+        entry.recorder = install_recorder(
+            parts, journal, context.config.memory.peaks
+        )  # last, so that it sees what the passes put there
+        voices = voices or Voices(parts.model, entry.lock)
+        scopes = tuple(context.scopes)
+        context.scopes.insert(0, voices.scope)  # before the others see its argument
+        if not unknown:
+            pipeline = Pipeline(
+                parts, stages.stages(parts), context.engines, voices.chosen, context.arguments, scopes, alone
+            )
+            entry.pipeline = pipeline
+            entry.speak = pipeline.generate if context.engines.text is None else LongText(pipeline).generate
+        entry.handle = Handle(context, plan, entry, before, voices, unknown)
         journal.set(parts.model, ATTRIBUTE, entry.handle, yields=True)
-        entry.structure = Structure(parts, journal, context.reproduced)
+        entry.structure = Structure(parts, journal, context.reproduced, context.movable)
     except BaseException:
-        journal.undo()
+        journal.undo(insist=True)
         raise
+    voices.attach(context.voices, plan.config.conditioning.voices_bytes, lambda: not entry.retired)
+    journal.complete()
+    if plan.fit is not None:
+        entry.handle._base = beside(parts, entry.handle.memory())
     return entry.handle
 
 
@@ -266,7 +341,7 @@ def _renew(handle: Handle, change: str) -> None:
     model = handle._parts().model
     logger.warning("%s after apply: the configuration is applied again.", change)
     try:
-        new = put(model, handle.config, handle.plan.passes, told=False)
+        new = put(model, handle.plan.request, handle.plan.passes, told=False)
     except TurboError as error:
         raise type(error)(
             f"{change} after apply, and the configuration cannot be applied again.",

@@ -1,9 +1,9 @@
-"""Looking at a model at work: phase timings, the speech tokens of the last call, memory by part."""
+"""Looking at a model at work: phase timings, memory by phase, the speech tokens of the last call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .patching import Journal
 from .runtime.device.timing import PhaseTimer
+from .runtime.memory.meter import Meter
 from .upstream.families import Parts
 from .upstream.patch_points import check, owner_of, patch_points
 from .upstream.watermarker import ObservedWatermarker, why_not_observed
@@ -29,9 +30,13 @@ PHASES = {
 
 @dataclass
 class Recorder:
-    """What the last ``generate`` did: seconds by phase, and the ids that T3 produced (1, n), int64."""
+    """What the last ``generate`` did: seconds by phase, and the ids that T3 produced (1, n), int64.
+
+    ``meter``: memory by phase, of all requests so far.
+    """
 
     timer: PhaseTimer
+    meter: Meter
     tokens: Tensor | None = None
     missing: list[str] = field(default_factory=list)  # phases whose patch point does not fit
     active: bool = False
@@ -47,9 +52,12 @@ class Recorder:
             self.active = False
 
 
-def install_recorder(parts: Parts, journal: Journal) -> Recorder:
-    """Put timers around the phases of one model; what does not fit is left alone and named in ``missing``."""
-    recorder = Recorder(PhaseTimer(parts.device))
+def install_recorder(parts: Parts, journal: Journal, exact_peaks: bool = False) -> Recorder:
+    """Put timers around the phases of one model; what does not fit is left alone and named in ``missing``.
+
+    ``exact_peaks``: as for ``Meter``.
+    """
+    recorder = Recorder(PhaseTimer(parts.device), Meter(parts.device, exact_peaks))
     points = patch_points(parts.family)
     for path, phase in PHASES.items():
         if path not in points:
@@ -70,9 +78,10 @@ def install_recorder(parts: Parts, journal: Journal) -> Recorder:
 
 def _timed(recorder: Recorder, phase: str):
     def around(wrapped, instance, args, kwargs):
-        if not recorder.active:
-            return wrapped(*args, **kwargs)
-        with recorder.timer.phase(phase):
+        if not recorder.active:  # voices are prepared outside of requests too
+            with recorder.meter.phase(phase) if phase == "conditionals" else nullcontext():
+                return wrapped(*args, **kwargs)
+        with recorder.meter.phase(phase), recorder.timer.phase(phase):
             result = wrapped(*args, **kwargs)
         if phase == "t3" and torch.is_tensor(result):
             recorder.tokens = torch.atleast_2d(result).detach()
@@ -85,7 +94,7 @@ def _timed_watermark(recorder: Recorder):
     def around(apply, signal, sample_rate, options):
         if not recorder.active:
             return apply(signal, sample_rate=sample_rate, **options)
-        with recorder.timer.phase("watermark"):
+        with recorder.meter.phase("watermark"), recorder.timer.phase("watermark"):
             return apply(signal, sample_rate=sample_rate, **options)
 
     return around
@@ -108,18 +117,3 @@ class _OnTop(Journal):
 
     def owns(self, owner: Any, name: str) -> bool:
         return True
-
-
-def memory(parts: Parts) -> dict[str, Any]:
-    """Bytes of weights by part and device; on CUDA also what the allocator holds and its peak."""
-    table: dict[str, Any] = {"parts": {}}
-    for name, module in parts.modules().items():
-        tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        device = str(next(iter(tensors.values())).device) if tensors else str(parts.device)
-        table["parts"][name] = {"bytes": size, "device": device}
-    table["weights"] = sum(entry["bytes"] for entry in table["parts"].values())
-    if parts.device.type == "cuda":
-        table["cuda_allocated"] = torch.cuda.memory_allocated(parts.device)
-        table["cuda_peak"] = torch.cuda.max_memory_allocated(parts.device)
-    return table

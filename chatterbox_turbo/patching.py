@@ -8,6 +8,7 @@ the class stay visible (the distinction is the one that wrapt's patching functio
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -87,13 +88,37 @@ class _Write:
     name: str = ""
     value: Any = _ABSENT
     yields: bool = False
+    redo: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Something that undoing does not restore to the bit.
+
+    Attributes:
+        what: the part and what it is now, in words.
+        owner: a weak reference to the object that it belongs to.
+    """
+
+    what: str
+    owner: weakref.ref
 
 
 class Journal:
-    """Writes in the order in which they happened, and their undoing in reverse."""
+    """Writes in the order in which they happened, and their undoing in reverse.
+
+    A write that cannot be undone to the bit, because what that needs takes memory (a matrix in another format), comes
+    in three steps: it is made and recorded so that undoing restores everything; ``give_up`` names what is to be let go;
+    ``complete``, once all passes have been applied, lets it go. So a failing ``apply`` still leaves no trace.
+
+    Attributes:
+        losses: what undoing does not restore, or has not restored, to the bit.
+    """
 
     def __init__(self) -> None:
         self._writes: list[_Write] = []
+        self._given_up: list[tuple[Loss, Callable[[], None]]] = []
+        self.losses: list[Loss] = []
 
     def __len__(self) -> int:
         return len(self._writes)
@@ -148,19 +173,54 @@ class Journal:
             raise TurboError(f"Cannot wrap {type(owner).__name__}.{name}.", "It is missing or not callable.")
         self.set(owner, name, PatchedMethod(wrapped, wrapper))
 
-    def record(self, description: str, undo: Callable[[], None]) -> None:
+    def record(self, description: str, undo: Callable[[], None], redo: Callable[[], None] | None = None) -> None:
         """Note a change that is not an attribute (a hook, a process-wide switch), before making it.
 
         ``undo`` must also be right where the change was not made, because something failed in between.
+
+        ``redo``: makes the change again after ``undo``. It is for changes whose undoing needs memory that may not be
+        there (weights in their old format). They are undone before all others, each of them whole or not at all, and
+        where one fails, those before it are made again.
         """
-        self._writes.append(_Write(description, undo))
+        self._writes.append(_Write(description, undo, redo=redo))
+
+    def give_up(self, what: str, owner: Any, release: Callable[[], None]) -> None:
+        """Have ``release`` called by ``complete``: it lets go of what undoing a recorded write to the bit needs.
+
+        From then on that write's ``undo`` restores what is left.
+
+        Args:
+            what: for the user: which part, and what its weights will be.
+            owner: the module that they belong to; held weakly.
+        """
+        self._given_up.append((Loss(what, weakref.ref(owner)), release))
+
+    def keep(self, owner: Any, name: str) -> None:
+        """Forget a write: what it put there stays, and what was there before is let go of."""
+        self._writes = [write for write in self._writes if not (write.owner is owner and write.name == name)]
+
+    def complete(self) -> None:
+        """Everything has been applied: let go of what was given up."""
+        while self._given_up:
+            loss, release = self._given_up.pop(0)
+            self.lose(loss)
+            release()
+
+    def lose(self, loss: Loss) -> None:
+        """Note that something will not be restored to the bit."""
+        if loss not in self.losses:
+            self.losses.append(loss)
 
     def owns(self, owner: Any, name: str) -> bool:
         """Whether the value that ``owner.name`` has now was written by this journal."""
         return any(w.owner is owner and w.name == name and _holds(owner, name, w.value) for w in self._writes)
 
-    def undo(self) -> list[str]:
-        """Undo every write, last one first, and leave the journal empty.
+    def undo(self, insist: bool = False) -> list[str]:
+        """Undo every write, those that can be redone first, the others last one first; and leave the journal empty.
+
+        Args:
+            insist: go on with the rest where a write that can be redone cannot be undone; for an ``apply`` that
+                failed halfway, after which there is nothing to stay with.
 
         What somebody else has put on top of a write stays there. What this package wrote below it is made inert, where
         its type has ``make_inert``: the methods and the watermarker that others like to wrap.
@@ -170,7 +230,8 @@ class Journal:
 
         Raises:
             ForeignPatchError: somebody patched on top of a write that cannot be made inert; nothing has been undone.
-            TurboError: an undo failed; the remaining ones were carried out all the same.
+            TurboError: a write that can be redone could not be undone, and nothing has been undone; or another undo
+                failed, and the remaining ones were carried out all the same.
         """
         buried = {id(w): w for w in self._writes if w.value is not _ABSENT and not self.owns(w.owner, w.name)}
         inert = {key for key, write in buried.items() if hasattr(type(write.value), "make_inert")}
@@ -181,13 +242,14 @@ class Journal:
                     "Another patch was applied on top of it (or removed it).",
                     "Remove that patch first, then revert again.",
                 )
-        failures = []
+        failures = self._undo_costly(insist)
         while self._writes:
             write = self._writes.pop()
             try:
                 write.value.make_inert() if id(write) in inert else write.undo()
             except Exception as error:  # the other writes must still be undone
                 failures.append(f"{write.description} ({type(error).__name__}: {error})")
+        self._given_up.clear()
         if failures:
             raise TurboError(
                 f"Could not undo {', '.join(failures)}.",
@@ -195,3 +257,26 @@ class Journal:
                 "Load the model again to be sure of its state.",
             )
         return list(dict.fromkeys(buried[key].description for key in inert))
+
+    def _undo_costly(self, insist: bool) -> list[str]:
+        """Undo, and take out of the journal, what can be redone: all of it, or nothing unless ``insist``; failures."""
+        costly = [write for write in reversed(self._writes) if write.redo is not None]
+        failures = []
+        for number, write in enumerate(costly):
+            try:
+                write.undo()
+            except BaseException as error:
+                if isinstance(error, Exception) and insist:
+                    failures.append(f"{write.description} ({describe(error)})")
+                    continue
+                for done in reversed(costly[:number]):
+                    done.redo()
+                if not isinstance(error, Exception):
+                    raise
+                raise TurboError(
+                    f"Cannot revert: undoing the {write.description} failed ({describe(error)}).",
+                    "Nothing has been undone, and the model goes on as it was; that step needs memory.",
+                    "Free some (other models, torch.cuda.empty_cache()) and revert again, or load the model again.",
+                ) from error
+        self._writes = [write for write in self._writes if write.redo is None]
+        return failures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .config import Fidelity, OptimizationConfig, exceeds
 from .errors import ForeignPatchError, InvalidConfigError, PassConflictError, TurboError, UnavailablePassError
@@ -29,13 +29,26 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The passes of a configuration on one model, in the order of application."""
+    """The passes of a configuration on one model, in the order of application.
+
+    Attributes:
+        config: in force, options that were chosen for a budget included.
+        fit: what was chosen for a budget or by ``auto``, and why (``budget.fitting.Fit``); ``None`` where nothing was.
+        asked: the configuration that it was chosen for.
+    """
 
     family: str
     device: str
     config: OptimizationConfig
     steps: tuple[Step, ...]
     passes: tuple[Pass, ...]
+    fit: Any = None
+    asked: OptimizationConfig | None = None
+
+    @property
+    def request(self) -> OptimizationConfig:
+        """What was asked for; to be planned anew where the model has changed."""
+        return self.asked or self.config
 
     def step(self, name: str) -> Step:
         """The step of one pass; ``KeyError`` where there is none."""
@@ -52,9 +65,11 @@ class Plan:
         if self.config.preset:
             head += f", preset {self.config.preset}"
         lines = [head]
+        if self.fit is not None:
+            lines.append(f"  {self.fit}")
         for step in self.steps:
             reason = f": {step.reason}" if step.reason else ""
-            lines.append(f"  {MARKS[step.status]} {step.name:<10} {step.fidelity:<9} {step.status}{reason}")
+            lines.append(f"  {MARKS[step.status]} {step.name:<12} {step.fidelity:<9} {step.status}{reason}")
         return "\n".join(lines)
 
 
@@ -97,8 +112,8 @@ def _decide(p: Pass, context: Context, running: list[Pass]) -> tuple[Status, str
     section = p.section(context.config)
     if section.enabled is False:
         return "off", "disabled in the configuration"
-    if section.idle:
-        return "off", section.idle
+    if idle := p.idle(context):
+        return "off", idle
     reason, error = _obstacle(p, context, running, demanded=section.enabled is True)
     if not reason:
         return "on", ""
@@ -152,8 +167,10 @@ def carry_out(plan: Plan, context: Context) -> Plan:
                 steps[index] = replace(step, reason=p.apply(context) or "")
                 context.applied.append(p.name)
     except BaseException:
+        context.arguments.clear()
         context.scopes.clear()
         context.settings.clear()
-        context.journal.undo()
+        context.retries.clear()
+        context.journal.undo(insist=True)
         raise
     return replace(plan, steps=tuple(steps))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from torch import nn
 
-from chatterbox_turbo import OptimizationConfig, synthetic
+from chatterbox_turbo import OptimizationConfig, optimized, synthetic
 from chatterbox_turbo.config import FIDELITIES
-from chatterbox_turbo.measure.fidelity import arguments, kind_of
+from chatterbox_turbo.measure.fidelity import Comparison, Sample, arguments, compare_samples, kind_of, sample
 from chatterbox_turbo.passes import ALL_PASSES
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.upstream.families import identify
@@ -71,6 +75,12 @@ def _state_dict_and_bar(model, turn_on, speak):
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         speak()
     return list(model.t3.state_dict()) == keys, "/1000" in shown.getvalue()
+
+
+def _said_of_a_long_text(model, turn_on, speak):
+    """Samples of a text that takes more than can be said at once; random weights end it early, once a piece."""
+    turn_on()
+    return model.generate(**request_for(model, "The quick brown fox jumps over the lazy dog. " * 16)).size(1)
 
 
 def onlooker(function):
@@ -151,6 +161,28 @@ def _work_before_the_first_call(model, turn_on, speak):
     return len(runs)
 
 
+def _clearings(model, turn_on, speak):
+    """How often freed memory was given back after a request."""
+    turn_on()
+    before = _between(model)
+    speak()
+    return _between(model) - before
+
+
+def _between(model):
+    handle = getattr(model, "turbo", None)
+    return handle.memory()["clearings"].get("between requests", {"count": 0})["count"] if handle else 0
+
+
+def _weights_over_files(model, turn_on, speak):
+    """Whether the vocoder's weights lie over a file without a name."""
+    turn_on()
+    speak()
+    at = model.s3gen.mel2wav.conv_pre.bias.data_ptr()
+    spans = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "(del" in line]
+    return any(int(start, 16) <= at < int(end, 16) for start, end in spans)
+
+
 def _runs_of(path):
     """How often upstream's module at ``path`` runs, which the pass replaces or runs once instead of in each step."""
 
@@ -168,15 +200,19 @@ def _runs_of(path):
 
 
 CASES = (
+    # one family: what it does knows nothing of any
+    Case("memory", {"profile": "aggressive"}, ("turbo",), "exact", _clearings),
     Case("decoding", UPSTREAM, SPEAKING, "exact", _state_dict_and_bar, "upstream"),
     Case("decoding", STATIC, SPEAKING, "numerical", _steps_of_transformers, "static"),
     Case("alignment", {}, ("multilingual",), "exact", _new_hooks),
     Case("flow", {}, FAMILIES, "numerical", _runs_of("flow.decoder.estimator.time_mlp")),
+    Case("text", {"target": 18.0, "retries": 0}, SPEAKING, "exact", _said_of_a_long_text),
     Case("vocoder", {}, FAMILIES, "exact", _runs_of("mel2wav.conv_pre")),
     Case("conditioning", {"matmul": "torch"}, FAMILIES, "exact", _encodings_of_one_recording),
     Case("conditioning", {"matmul": "onednn"}, FAMILIES, "numerical", _encodings_of_one_recording, "onednn"),
     Case("watermark", {}, FAMILIES, "exact", _survives_a_swap),
     Case("watermark", {"device": "model"}, FAMILIES, "numerical", _runs_of_perths_network, "model"),
+    Case("offload", {"mode": "sequential"}, ("turbo",), "exact", _weights_over_files),
     Case("warmup", {"level": "full"}, FAMILIES, "exact", _work_before_the_first_call),
 )
 ROWS = [(case, family) for case in CASES for family in case.families]
@@ -206,15 +242,49 @@ def require(family: str) -> None:
         pytest.skip(f"the installed chatterbox-tts has no {family} model")
 
 
+@functools.cache
+def _recordings() -> tempfile.TemporaryDirectory:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="recordings-")
+
+
+@functools.cache
+def recording(seconds: float) -> str:
+    """Path of so many seconds of the reference voice: what is computed from a recording is as long as it."""
+    samples, rate = soundfile.read(synthetic.reference_voice(), dtype="float32")
+    path = Path(_recordings().name) / f"{seconds}.wav"
+    soundfile.write(path, samples[: round(seconds * rate)], rate)
+    return str(path)
+
+
 def request_for(model: Any, text: str = TEXT) -> dict[str, Any]:
-    """Arguments of ``generate`` for any family."""
-    return arguments(identify(model), text, audio=str(synthetic.reference_voice()))
+    """Arguments of ``generate`` for any family; voice conversion gets about as much as the others speak."""
+    return arguments(identify(model), text, audio=recording(1.0))
 
 
 def speak(model: Any, seed: int = 0, **options: Any) -> torch.Tensor:
     """Samples (1, m) of one seeded generation."""
     torch.manual_seed(seed)
     return model.generate(**{**request_for(model), **options})
+
+
+_upstreams: dict[Any, tuple[Sample, Any]] = {}
+
+
+def compare_with_kept(model: Any, config: dict[str, Any], seeds: Sequence[int]) -> list[Comparison]:
+    """What ``measure.fidelity.compare`` gives, with upstream's samples spoken once for a model and its voice.
+
+    For the session's models, which no test leaves another than it found them.
+    """
+    voice, request = identify(model).voice, request_for(model)
+    for seed in seeds:
+        assert not hasattr(model, "turbo")
+        if (id(model), id(voice), seed) not in _upstreams:
+            _upstreams[id(model), id(voice), seed] = sample(model, seed, request), (model, voice)
+    with optimized(model, config):
+        ours = [sample(model, seed, request) for seed in seeds]
+    references = [_upstreams[id(model), id(voice), seed][0] for seed in seeds]
+    return [compare_samples(model, a, b) for a, b in zip(ours, references, strict=True)]
 
 
 def count_hooks(module: nn.Module) -> int:
@@ -289,7 +359,9 @@ def snapshot(model: Any) -> Snapshot:
 
 
 def _laid_out(path: str) -> bool:
-    return path.startswith(("t3.", "s3gen.flow."))
+    return f"{path}.".startswith(
+        ("t3.", "s3gen.flow.", "s3gen.tokenizer.", "s3gen.speaker_encoder.", "s3gen.mel2wav.", "ve.")
+    )
 
 
 def _weight(tensor: torch.Tensor | None) -> Any:

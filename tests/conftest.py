@@ -40,7 +40,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models():
-    """``models(family)``: a tiny model with a voice, built once."""
+    """``models(family)``: a tiny model with a voice that stops after 12 tokens, built once."""
     from cases import require
 
     from chatterbox_turbo import synthetic
@@ -52,7 +52,7 @@ def models():
         if family not in built:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                built[family] = synthetic.build(family, "tiny")
+                built[family] = synthetic.build(family, "tiny", stop_after=None if family == "vc" else 12)
         return built[family]
 
     return get
@@ -80,7 +80,7 @@ class SimulatedModels:
         if (family, device) not in self._built:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                stop_after = None if family == "vc" else 14  # every operation takes longer than on a CPU
+                stop_after = {"vc": None, "multilingual": 10}.get(family, 14)  # operations take longer than on a CPU
                 self._built[family, device] = synthetic.build(family, "tiny", device=device, stop_after=stop_after)
         self.used.append(self._built[family, device])
         return self._built[family, device]
@@ -138,17 +138,20 @@ def fresh():
 
 @pytest.fixture(scope="session")
 def voice() -> str:
-    from chatterbox_turbo import synthetic
+    """Path of a recording that is not much longer than the 5 s that Turbo asks for."""
+    from cases import recording
 
-    return str(synthetic.reference_voice())
+    return recording(5.2)
 
 
 @pytest.fixture(scope="session")
-def samples(voice):
-    """The reference voice (n,) float32 at 24 kHz."""
+def samples():
+    """The whole reference voice, 11 s, (n,) float32 at 24 kHz."""
     import soundfile
 
-    return soundfile.read(voice, dtype="float32")[0]
+    from chatterbox_turbo import synthetic
+
+    return soundfile.read(synthetic.reference_voice(), dtype="float32")[0]
 
 
 @pytest.fixture

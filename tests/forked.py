@@ -77,7 +77,7 @@ def in_thread(work):
 def main():
     """Every way to fork, over one tiny model."""
     warnings.simplefilter("ignore")
-    model = synthetic.build("english", "tiny")
+    model = synthetic.build("english", "tiny", stop_after=12)
     upstream = speak(model)
 
     def right(expected=upstream, least=60.0):

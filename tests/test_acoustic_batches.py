@@ -76,7 +76,7 @@ def test_relative_positions_by_their_definition(monkeypatch, onednn):
 def test_half_precision_attention_with_small_and_large_scores(monkeypatch, size, kernel):
     """Large ones overflow without the softmax's subtraction of the largest."""
     if not kernel:
-        monkeypatch.setattr(flow_attention, "_kernels", lambda: None)
+        monkeypatch.setattr(flow_attention, "_kernels", lambda: ())
     monkeypatch.setattr(products, "onednn_is_faster", lambda threads: False)
     q, k, v = (torch.randn(1, 4, 50, 64, generator=torch.Generator().manual_seed(n)).bfloat16() for n in range(3))
     q = q * size
@@ -129,7 +129,8 @@ def test_speech_tokens_that_are_none(models, family):
         torch.manual_seed(0)
         return model.s3gen.inference(speech_tokens=tokens, ref_dict=dict(model.conds.gen))[0]
 
-    many = torch.randint(0, 6561, (1, 1500), generator=torch.Generator().manual_seed(0))
+    # more than T3 speaks; and as many as take seconds where flow matching takes ten guided steps
+    many = torch.randint(0, 6561, (1, 1010 if family == "turbo" else 250), generator=torch.Generator().manual_seed(0))
     expected = [sound(tokens) for tokens in (many[:, :1], many)]
     with turbo.optimized(model, ACOUSTIC):
         for tokens, said in (

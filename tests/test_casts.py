@@ -9,7 +9,6 @@ import torch
 from cases import speak
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo import synthetic
 from chatterbox_turbo.measure.fidelity import snr_db
 
 QUIET = {"decoding": {"progress": "off"}}
@@ -31,12 +30,16 @@ ROWS = [
 WORDS = {BF16: "bfloat16", FP16: "float16", FP64: "float64"}
 
 
-def cast(model, path, dtype):
-    """The part, and for T3 what it is conditioned on, as servers cast them."""
+def part_of(model, path):
     part = model
     for step in path.split("."):
         part = getattr(part, step)
-    part.to(dtype)
+    return part
+
+
+def cast(model, path, dtype):
+    """The part, and for T3 what it is conditioned on, as servers cast them."""
+    part_of(model, path).to(dtype)
     if path == "t3":
         conds = copy.copy(model.conds)
         given = {
@@ -46,13 +49,35 @@ def cast(model, path, dtype):
         model.conds = conds
 
 
-def build(family):
-    return synthetic.build(family, "tiny", stop_after=12)
+def tensors(part):
+    return {name: tensor for kind in (part.named_parameters, part.named_buffers) for name, tensor in kind()}
+
+
+@pytest.fixture
+def uncast(fresh):
+    """``uncast(family, path)``: the module's model, that part as it was before this test; also afterwards."""
+    before = {}
+
+    def get(family, path):
+        model = turbo.revert(fresh(family))
+        now = tensors(part_of(model, path))
+        if not before:
+            before.update(
+                asked=(family, path), voice=model.conds, tensors={n: t.detach().clone() for n, t in now.items()}
+            )
+        for name, tensor in now.items():
+            tensor.data = before["tensors"][name].clone()
+        model.conds = before["voice"]
+        return model
+
+    yield get
+    if before:
+        get(*before["asked"])
 
 
 @pytest.mark.parametrize("family, path, dtype, floor", ROWS)
-def test_a_cast_part_speaks_as_upstream_does(family, path, dtype, floor):
-    model = build(family)
+def test_a_cast_part_speaks_as_upstream_does(uncast, family, path, dtype, floor):
+    model = uncast(family, path)
     fp32 = speak(model)
     turbo.apply(model, {"preset": "exact", **QUIET})
     speak(model)
@@ -65,7 +90,8 @@ def test_a_cast_part_speaks_as_upstream_does(family, path, dtype, floor):
         given[preset, "before"] = speak(model)
         turbo.revert(model)
     assert torch.equal(speak(model), upstream), "revert left something"
-    model = build(family)
+    model = uncast(family, path)
+    assert torch.equal(speak(model), fp32), "not what it was before the cast"
     turbo.apply(model, QUIET)
     speak(model)
     cast(model, path, dtype)
@@ -85,8 +111,8 @@ def test_a_cast_part_speaks_as_upstream_does(family, path, dtype, floor):
         assert WORDS[dtype] in report["flow"]
 
 
-def test_the_report_knows_before_the_next_call():
-    english = build("english")
+def test_the_report_knows_before_the_next_call(uncast):
+    english = uncast("english", "s3gen.flow.decoder.estimator")
     turbo.apply(english, QUIET)
     speak(english)
     english.s3gen.flow.decoder.estimator.to(BF16)

@@ -31,15 +31,6 @@ def test_inspect_shows_the_plan(prebuilt, capsys):
     assert "skipped: it does not apply to ChatterboxTTS" in shown
 
 
-def test_presets(capsys):
-    assert main(["presets"]) == 0
-    table = capsys.readouterr().out
-    assert "auto (default)" in table and "max_new_tokens" in table
-    assert main(["presets", "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["default"] == "auto" and data["presets"]["exact"]["config"]["fidelity"] == "exact"
-
-
 def test_inspect_as_json(prebuilt, capsys):
     assert main(["inspect", "vc", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

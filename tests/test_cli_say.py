@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
-from cli_tools import command, error, watermark_in
+from cli_tools import ROOT, command, error, watermark_in
 
 from chatterbox_turbo.cli import main
 
@@ -33,6 +38,16 @@ def test_say_is_the_same_for_the_same_seed(prebuilt, tmp_path):
         assert main(["say", "Hello.", "-o", str(file), "--synthetic", "--seed", seed]) == 0
     same, again, other = (file.read_bytes() for file in files)
     assert same == again != other
+
+
+def test_say_shows_the_memory(prebuilt, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    out, png = tmp_path / "out.wav", tmp_path / "memory.png"
+    assert main(["say", "Hello.", "-o", str(out), "--synthetic", "--memory", "--memory-png", str(png)]) == 0
+    said = capsys.readouterr().out
+    for wanted in ("s3gen.tokenizer", "weights", "peaks by phase", f"{png}: memory over"):
+        assert wanted in said, said
+    assert png.read_bytes().startswith(b"\x89PNG")
 
 
 def test_say_from_a_checkpoint_folder(capsys, tmp_path):
@@ -89,3 +104,27 @@ def test_debug_shows_a_traceback_and_upstreams_chatter(prebuilt, capsys, tmp_pat
     assert "Traceback (most recent call last)" in shown and "error: " in shown.splitlines()[-1]
     assert main(["--debug", *arguments]) == 0
     assert "Sampling" in capsys.readouterr().err
+
+
+def test_say_streams_to_standard_output_and_to_a_file(tmp_path):
+    """Where no sound card is: 16-bit PCM, and what is said about it elsewhere."""
+    arguments = [sys.executable, "-m", "chatterbox_turbo.cli", "say", "--stream", "Hello there.", "--synthetic"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*arguments, "-o", "-"], cwd=tmp_path, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    samples = np.frombuffer(done.stdout, "<i2")
+    assert len(samples) >= 24 * 960 and np.abs(samples).max() > 100
+    assert b"of speech in" in done.stderr and b"the first after" in done.stderr and b"real time" in done.stderr
+
+
+def test_say_streams_to_a_file(prebuilt, capsys, tmp_path):
+    out = tmp_path / "out.wav"
+    assert main(["say", "--stream", "Hello there.", "-o", str(out), "--synthetic", "--seed", "3"]) == 0
+    assert watermark_in(out) == pytest.approx(12 / 25) and "out.wav: " in capsys.readouterr().err
+
+
+def test_a_stream_that_cannot_be_heard_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("chatterbox_turbo.cli.playing.why_no_card", lambda: "no sound card (none)")
+    code, line = error(capsys, "say", "--stream", "Hello.", "--synthetic")
+    assert code == 2 and "no sound card (none)" in line and "aplay -f S16_LE" in line

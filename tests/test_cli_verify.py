@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_tools import command
+from cli_tools import command, error
 
+import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
 from chatterbox_turbo.cli import main
 
 
@@ -18,6 +20,42 @@ def test_verify_keeps_its_promises(tmp_path):
     expected = {"decoding": "kept", "alignment": "skipped", "watermark": "kept", "all together": "kept"}
     assert expected.items() <= verdicts.items() and "broken" not in verdicts.values()
     assert all(o["token_agreement"] == 1.0 and o["watermarked"] for o in data["outcomes"] if o["verdict"] == "kept")
+
+
+QUICK = """
+decoding: {kernel: torch}
+quantization: {backend: torch}
+""" + "".join(f"{name}: {{enabled: false}}\n" for name in ("flow", "vocoder", "conditioning", "watermark", "attention"))
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["upstreams", "quantized"])
+def test_verify_takes_a_checkpoint_folder(saved, capsys, tmp_path, quantized):
+    folder = saved("english")
+    if quantized:
+        with synthetic.architecture("tiny"):
+            folder = turbo.quantize("english", tmp_path / "int4", folder, scheme="int4", strategy="aggressive")
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    options = ["--size", "tiny", "--texts", "1", "--config", str(tmp_path / "quick.yaml"), "--json", "-"]
+    capsys.readouterr()
+    code = main(["verify", "--checkpoint", str(folder), *options])
+    shown = capsys.readouterr()
+    assert code == 0, shown.out + shown.err
+    data = json.loads(shown.out)
+    assert data["models"] == {"english": f"weights from {folder}"}
+    verdicts = {outcome["name"]: outcome for outcome in data["outcomes"]}
+    assert verdicts["decoding"]["verdict"] == "kept" and verdicts["decoding"]["token_agreement"] == 1.0
+
+
+def test_verify_refuses_what_contradicts_a_checkpoint(saved, capsys, tmp_path):
+    folder = str(saved("english"))
+    for more, message in (
+        (["--real"], "give either --real or --checkpoint"),
+        (["--model", "english", "--model", "turbo"], "a --checkpoint is of one model"),
+    ):
+        code, line = error(capsys, "verify", "--checkpoint", folder, *more)
+        assert code == 2 and message in line
+    code, line = error(capsys, "verify", "--checkpoint", str(tmp_path))
+    assert code == 1 and "is no checkpoint of a model that speaks" in line
 
 
 def _damaging(damage):

@@ -274,6 +274,9 @@ def test_a_warm_up_leaves_no_voice_behind(kept, family):
     assert len(model.turbo.voices) == 0 and model.turbo.voices.misses == 1
 
 
-def test_without_the_pass_there_are_no_voices(english):
+def test_without_the_pass_no_recordings_are_kept(english):
     turbo.apply(english, {"conditioning": {"enabled": False}, "decoding": {"enabled": False}})
-    assert english.turbo.voices is None and "voices" not in str(english.turbo.report())
+    voices = english.turbo.voices
+    assert voices.recordings is None and "voices" not in str(english.turbo.report())
+    voices.clear()
+    assert len(voices) == voices.nbytes == voices.hits == voices.misses == 0

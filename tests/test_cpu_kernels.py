@@ -9,10 +9,16 @@ import torch.nn.functional as F
 from numba import njit
 
 from chatterbox_turbo.measure.fidelity import snr_db
+from chatterbox_turbo.runtime.cpu import attention as by_pairs
 from chatterbox_turbo.runtime.cpu import products as kernels
+from chatterbox_turbo.runtime.cpu import tile_attention as by_tiles
 from chatterbox_turbo.runtime.cpu.instructions import FAST, multiplies_pairs, round_to_bf16, to_bf16
 from chatterbox_turbo.runtime.cpu.threads import kernel_threads
+from chatterbox_turbo.runtime.cpu.tiles import multiplies_tiles
+from chatterbox_turbo.runtime.layers import Linear, Norm
 from chatterbox_turbo.runtime.s3gen import attention as flow_attention
+from chatterbox_turbo.runtime.s3gen import tiled_block
+from chatterbox_turbo.runtime.s3gen.flow_estimator import Block, _transform
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +32,7 @@ NO_BIAS = np.empty(0, np.float32)
 needs_pairs = pytest.mark.skipif(
     not multiplies_pairs(), reason="this processor has no AVX-512 BF16, or numba compiles for another one"
 )
+needs_tiles = pytest.mark.skipif(not multiplies_tiles(), reason="this processor or system has no AMX for bf16")
 
 
 def array(x):
@@ -112,10 +119,13 @@ def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(monkeypatch):
 
 
 @needs_pairs
-@pytest.mark.parametrize("frames", [6, 7, 64, 65, 119, 121, 300])
+@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=needs_tiles)])
+@pytest.mark.parametrize("frames", [6, 7, 32, 33, 64, 65, 119, 129, 300])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_bf16(frames, masked):
+def test_attention_in_bf16(frames, masked, tiles, monkeypatch):
     """Of parts of one tensor, as products give them; against fp32, and closer to it than torch's products in bf16."""
+    if not tiles:
+        monkeypatch.setattr(flow_attention, "_kernels", lambda: (by_pairs,))
     generator = torch.Generator().manual_seed(frames)
     parts = torch.randn(2, frames, 3, 3, 64, generator=generator).bfloat16().unbind(dim=2)
     q, k, v = (part.transpose(1, 2) for part in parts)
@@ -130,21 +140,53 @@ def test_attention_in_bf16(frames, masked):
     assert snr_db(given.float(), right) > 50
 
 
+@needs_tiles
+@pytest.mark.parametrize("frames", [32, 33, 100])
+def test_a_block_of_the_flow_by_tiles(frames, monkeypatch):
+    """Against fp32 arithmetic over the same weights, and closer to it than torch's operations in bf16."""
+    generator = torch.Generator().manual_seed(frames)
+
+    def linear(outputs, inputs, bias=True):
+        weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+        return Linear(weight.bfloat16(), torch.randn(outputs, generator=generator).bfloat16() if bias else None)
+
+    def norm():
+        return Norm(*(torch.randn(64, generator=generator) for _ in range(2)), 1e-5)
+
+    block = Block(norm(), linear(384, 64, bias=False), linear(64, 128), norm(), linear(160, 64), linear(64, 160))
+    x = 3 * torch.randn(2, frames, 64, generator=generator)
+    halves = [block.qkv, block.out, block.up, block.down]
+    whole = (Linear(each.weight.float(), None if each.bias is None else each.bias.float()) for each in halves)
+    qkv, out, up, down = whole
+    exact = Block(block.attention_norm, qkv, out, block.mlp_norm, up, down)
+    given = x.clone()
+    assert tiled_block.suits(block, x) and not tiled_block.suits(exact, x)
+    by_tiles = _transform(block, given, 2, None, flow_attention.Scratch(), None) - x
+    assert torch.equal(given, x)  # a shortcut may still need it
+    right = _transform(exact, x, 2, None, flow_attention.Scratch(), None) - x
+    monkeypatch.setattr(tiled_block, "suits", lambda *_: False)
+    by_torch = _transform(block, x, 2, None, flow_attention.Scratch(), None) - x
+    assert snr_db(by_tiles, right) > max(44, snr_db(by_torch, right))
+
+
 @needs_pairs
-def test_flow_matching_in_bf16_attends_by_the_kernel_alone(models, monkeypatch):
+@pytest.mark.parametrize("kernels", [by_pairs, pytest.param(by_tiles, marks=needs_tiles)])
+def test_flow_matching_in_bf16_attends_by_the_kernel_alone(kernels, models, monkeypatch):
     """And compiles it before the first request."""
     import chatterbox_turbo as turbo
-    from chatterbox_turbo.runtime.cpu import attention as cpu_attention
 
-    called, attend = [], cpu_attention.attend
-    monkeypatch.setattr(cpu_attention, "attend", lambda *args: called.append(args[0].shape) or attend(*args))
+    called, attend = [], kernels.attend
+    monkeypatch.setattr(flow_attention, "_kernels", lambda: (kernels,))
+    monkeypatch.setattr(kernels, "attend", lambda *args: called.append(args[0].shape) or attend(*args))
+    frames = kernels.QUERIES + 14
     model = models("english")
     with turbo.optimized(model, {"fidelity": "lossy", "precision": {"flow": "bfloat16"}}):
-        assert len(called) == 1
+        assert called
+        called.clear()
         monkeypatch.setattr(torch, "bmm", None)
         monkeypatch.setattr(F, "scaled_dot_product_attention", None)
         solver = model.turbo._engines.flow.solver
-        x = torch.randn(1, 80, 20)
+        x = torch.randn(1, 80, frames)
         projections = torch.zeros(2, len(solver.weights.stages), solver.weights.stages[0].resnet.first.weight.size(0))
         solver.solve(x, torch.linspace(0, 1, 3), projections, x, torch.randn(1, 80), x, guidance=0.7)
-    assert len(called) > 1 and set(called[1:]) == {(2, 2, 20, 64)}
+    assert called and set(called) == {(2, 2, frames, 64)}

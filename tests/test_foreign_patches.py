@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import difference, request_for, snapshot, speak
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo.errors import ForeignPatchWarning, SpeechTruncatedWarning
+from chatterbox_turbo.errors import ForeignPatchWarning, SpeechTruncatedWarning, WatermarkWarning
 
 LEFT = "left on {}. What this package had put below it does nothing any more"
 
@@ -148,3 +150,48 @@ def test_a_call_that_waited_meanwhile_passes_the_apps_wrapper_once(clean):
         torch.manual_seed(0)
     thread.join()
     assert app.calls == 1 and torch.equal(found[0], theirs)
+
+
+class AppsUnmarked:
+    """Around a model's ``generate``: gives what the watermarker has not seen, in a shape of the app's own."""
+
+    def __init__(self, model, shape):
+        inner = model.generate
+
+        def wrapper(*args, **kwargs):
+            marker, model.watermarker = model.watermarker, SimpleNamespace(apply_watermark=lambda wav, **_: wav)
+            try:
+                return inner(*args, **kwargs).reshape(shape)
+            finally:
+                model.watermarker = marker
+
+        model.generate = wrapper
+
+
+@pytest.mark.parametrize("shape", [(1, -1), (-1,), (2, -1)], ids=["mono", "flat", "stereo"])
+@pytest.mark.parametrize("clean", ["english"], indirect=True)
+def test_the_output_of_an_apps_generate_is_marked(clean, shape):
+    detect = clean.watermarker.get_watermark
+    AppsUnmarked(clean, shape)
+    turbo.apply(clean, quiet("exact"))
+    assert "watermark" in clean.turbo.plan.running
+    with pytest.warns(WatermarkWarning, match="was marked now"):
+        wav = speak(clean)
+    assert wav.reshape(shape).shape == wav.shape
+    assert all(detect(each.numpy(), sample_rate=clean.sr).mean() == 1.0 for each in wav.reshape(-1, wav.shape[-1]))
+
+
+@pytest.mark.parametrize("clean", ["english"], indirect=True)
+def test_the_call_that_notices_a_change_passes_every_guard(clean):
+    """Below an app's wrapper the guards that notice are no longer the model's, and the new ones lie above."""
+    theirs = speak(clean)
+    turbo.apply(clean, quiet("exact"))
+    app = AppsWrapper(clean, "generate")
+    clean.ve, own = copy.deepcopy(clean.ve), clean.ve
+    try:
+        given = speak(clean)
+        assert len(clean.turbo.renewals) == 1 and {"watermark", "decoding"} <= set(clean.turbo.plan.running)
+        assert "t3" in clean.turbo.timings(), "the new guards' recorder has seen the call"
+        assert torch.equal(given, theirs) and app.calls == 1
+    finally:
+        clean.ve = own

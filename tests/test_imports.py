@@ -75,15 +75,16 @@ def test_the_hot_path_knows_nothing_of_passes_config_or_upstream():
 
 
 def test_layers_point_downward():
-    house = ["errors", "config", "patching", "runtime", "upstream", "passes", "plan", "instruments", "report",
-             "speech", "entry_points", "handle", "api", "measure", "synthetic", "cli"]  # fmt: skip
+    house = ["errors", "text", "config", "patching", "runtime", "upstream", "passes", "memory", "plan", "budget",
+             "instruments", "report", "speech", "entry_points", "handle", "api", "measure", "synthetic",
+             "cli"]  # fmt: skip
     assert {module.split(".")[0] for module in FILES if module} <= {*house}
     for path in FILES.values():
         assert not (wrong := below(path, house)), f"{path.relative_to(ROOT)} imports {wrong}"
 
 
 def test_rooms_of_the_hot_path_point_downward():
-    floors = ["layers", "arguments", "device", "cpu", "loading", "voice", "t3", "s3gen"]
+    floors = ["arguments", "device", "layers", "cpu", "memory", "quantization", "loading", "voice", "t3", "s3gen"]
     inside = {name: path for name, path in FILES.items() if name.startswith("runtime.")}
     assert {name.split(".")[1] for name in inside} == {*floors}
     for name, path in inside.items():

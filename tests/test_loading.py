@@ -215,7 +215,8 @@ def test_weights_may_stay_in_their_files(copy, family):
     theirs, model = upstreams(family, folder), ours(family, folder, mapped=True)
     assert_equal(theirs, model)
     assert str(folder) in Path("/proc/self/maps").read_text()
-    torch.testing.assert_close(speak(model, family), speak(theirs, family))
+    # within rounding: a mapped weight may begin anywhere in a line of the cache
+    torch.testing.assert_close(speak(model, family), speak(theirs, family), atol=1e-4, rtol=0.0)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with torch.no_grad():
         model.t3.speech_head.weight.mul_(2)

@@ -80,7 +80,8 @@ def test_presets_keep_their_promise(simulated, family, preset, monkeypatch):
         ours = speak(simulated, model)
     decibels = check(simulated, family, PROMISES[preset], ours)
     assert ours.sample.wav.isfinite().all()
-    if decibels > -math.inf:  # rounding to bf16 may change a token of so small a model, and so the length
+    tokens = [one.sample.tokens for one in (ours, reference(simulated, family))]
+    if tokens[0] is None or torch.equal(*tokens):  # rounding to bf16 may change a token of so small a model
         assert decibels == math.inf if preset == "exact" else decibels > FAST_DB
     graphs = runners(model)
     assert not any(runner.fallbacks for runner in graphs.values())
@@ -127,6 +128,14 @@ def test_passes_alone(simulated, case):
     check(simulated, family, case.promise, speak(simulated, model))
 
 
+def test_max_speed_leaves_t3_in_half_precision(simulated):
+    """Its kernels for four bits are a CPU's; making matrices plain for every product would be slower."""
+    plan = turbo.inspect(simulated.get("turbo"), "max_speed")
+    step = plan.step("quantization")
+    assert step.status == "skipped" and "kernels run on CPUs" in step.reason
+    assert plan.step("precision").status == plan.step("flow").status == "on"
+
+
 def limited(model, tokens: int):
     """A function that decodes so many tokens of the tests' sentence, and nothing else."""
     calls, engine = [], model.turbo.token_model
@@ -152,19 +161,20 @@ LAUNCHES = 5  # of kernels and graphs for a token: random numbers, a replay with
 @pytest.mark.parametrize("family", SPEAKING)
 def test_waits_and_launches_of_a_token(simulated, family):
     machine, model = simulated.machine, turbo.apply(simulated.get(family), {"preset": "auto", **QUIET})
-    seen = {}
-    for tokens in (6, 16):
+    seen, spoken = {}, {}
+    for tokens in (3, 7):  # before any model here stops by itself
         run = limited(model, tokens)
         run()  # captures
         torch.manual_seed(SEED)
         with machine.watching() as seen[tokens]:
-            run()
+            spoken[tokens] = run().numel()
         assert not seen[tokens].counts["captures"]
+    assert spoken[7] - spoken[3] == 4  # upstream's Turbo speaks one more than it is asked for
     waits, launches = (
-        (count(seen[16]) - count(seen[6])) / 10 for count in (lambda w: len(w.waits), lambda w: w.counts["launches"])
+        (count(seen[7]) - count(seen[3])) / 4 for count in (lambda w: len(w.waits), lambda w: w.counts["launches"])
     )
-    assert waits == 0, [str(one) for one in seen[16].waits]
-    assert launches <= LAUNCHES, seen[16].by_op.most_common()
+    assert waits == 0, [str(one) for one in seen[7].waits]
+    assert launches <= LAUNCHES, seen[7].by_op.most_common()
 
 
 @pytest.mark.filterwarnings("ignore::chatterbox_turbo.errors.SpeechTruncatedWarning")

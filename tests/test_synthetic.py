@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cases import has
+from cases import has, recording
 
 from chatterbox_turbo import synthetic
 
@@ -42,7 +42,7 @@ def models():
 def speak(model, family: str, text: str = TEXTS[0], seed: int = 0) -> torch.Tensor:
     torch.manual_seed(seed)
     if family == "vc":
-        return model.generate(str(synthetic.reference_voice()))
+        return model.generate(recording(2.0))
     return model.generate(text, "en") if family == "multilingual" else model.generate(text)
 
 

@@ -15,6 +15,7 @@ from chatterbox_turbo.errors import UnsupportedModelError
 from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.passes.base import Context
 from chatterbox_turbo.passes.vocoder import Vocoder, VocoderPass
+from chatterbox_turbo.runtime.memory.clearing import CachePolicy
 from chatterbox_turbo.runtime.s3gen import vocoder_network
 from chatterbox_turbo.runtime.s3gen.graphed import bucketed
 from chatterbox_turbo.runtime.s3gen.vocoder import synthesize
@@ -205,7 +206,9 @@ def spoken(vocoder, frames):
 def test_compiled_code_gives_the_same_in_one_piece():
     from torch._dynamo.utils import counters
 
-    plain, compiled = (Vocoder(small(), VocoderSection(compile=compile), "numerical") for compile in (False, True))
+    plain, compiled = (
+        Vocoder(small(), VocoderSection(compile=compile), "numerical", CachePolicy()) for compile in (False, True)
+    )
     assert (plain.prepare(), compiled.prepare()) == ("", "compiled")
     counters.clear()
     for frames in (20, 33, 7):
@@ -218,7 +221,9 @@ def test_compiled_code_gives_the_same_in_one_piece():
 def test_without_a_compiler_it_is_not_compiled_and_says_why():
     from torch._inductor import config
 
-    plain, compiled = (Vocoder(small(), VocoderSection(compile=compile), "numerical") for compile in (False, True))
+    plain, compiled = (
+        Vocoder(small(), VocoderSection(compile=compile), "numerical", CachePolicy()) for compile in (False, True)
+    )
     plain.prepare()
     with config.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert compiled.prepare().startswith("not compiled: no C++ compiler: InvalidCxxCompiler")
@@ -227,7 +232,9 @@ def test_without_a_compiler_it_is_not_compiled_and_says_why():
 
 @pytest.mark.gpu
 def test_graphs_give_what_eager_gives():
-    eager, graphs = (Vocoder(small().cuda(), VocoderSection(), ceiling) for ceiling in ("exact", "numerical"))
+    eager, graphs = (
+        Vocoder(small().cuda(), VocoderSection(), ceiling, CachePolicy()) for ceiling in ("exact", "numerical")
+    )
     assert "no CUDA graphs" in eager.prepare() and graphs.prepare() == "CUDA graphs"
     graphs.network.pays_after = 0
     lengths = (1, 20, 32, 20, 33, 1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import bench, demo, doctor, inspect, prepare, presets, say, verify
+from . import batch, bench, demo, doctor, inspect, prepare, presets, quantize, read, say, verify, voices
 from .screen import PROGRAM
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,12 +39,16 @@ def options(
 COMMANDS = (
     demo.demo,
     say.say,
+    read.read,
+    batch.batch,
     bench.bench,
     verify.verify,
     inspect.inspect,
     presets.presets,
     prepare.prepare,
+    quantize.quantize,
     doctor.doctor,
 )
 for function in COMMANDS:
     app.command(function.__name__)(function)
+app.add_typer(voices.app, name="voices")

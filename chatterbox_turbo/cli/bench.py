@@ -10,6 +10,7 @@ import typer
 from . import options
 from .loading import Wanted, load_model, request_for
 from .machine import provenance, summary
+from .matrix import matrix as side_by_side
 from .options import ModelName, SizeName
 from .screen import Screen, table
 
@@ -35,7 +36,7 @@ def bench(
     context: typer.Context,
     model: options.Model = ModelName.english,
     size: options.Size = SizeName.full,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Pairs of runs.")] = 3,
+    runs: Annotated[int | None, typer.Option("--runs", min=1, help="Pairs of runs: 3; with --matrix 1.")] = None,
     text: Annotated[str, typer.Option("--text", help="What to say.")] = options.TEXT,
     voice: options.Voice = None,
     preset: options.Preset = None,
@@ -46,10 +47,22 @@ def bench(
     synthetic: options.Synthetic = False,
     checkpoint: options.Checkpoint = None,
     json: options.Json = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Many configurations, each in its own process.")] = False,
+    presets: Annotated[
+        list[str] | None,
+        typer.Option("--presets", help="Rows of --matrix: fast,low_vram+sequential; all presets where left out."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", dir_okay=False, help="PNG of --matrix: speed against memory.")
+    ] = None,
 ) -> None:
     """Measure speed and memory of both.
 
     Upstream and optimized take turns in one process; prints medians and ratios.
+
+    With --matrix: memory, speed and quality of upstream, every preset, and the file in --config, each in a process of
+    its own that takes turns with upstream's. A row is a preset, with what is added behind a +: idle, sequential or
+    adaptive (offload), discard (original weights), trim (freed memory), autocast.
 
     A full-size model takes about a minute a run on two CPU cores: shorten it with --stop-after, or --size tiny
     to see that it works.
@@ -57,6 +70,14 @@ def bench(
     screen = options.screen_of(context)
     if json not in (None, "-"):
         options.check_writable(Path(json))
+    if matrix:
+        if preset is not None:
+            raise typer.BadParameter("--preset is for two sides; choose the rows of --matrix with --presets.")
+        wanted = Wanted(model.value, options.device_named(device), size.value, stop_after, synthetic, checkpoint)
+        side_by_side(screen, wanted, presets or [], config, text, voice, seed, runs or 1, json, plot)
+        return
+    if presets or plot:
+        raise typer.BadParameter("--presets and --plot are for --matrix.")
     with screen.step("importing torch"), screen.quiet():
         from ..measure import benchmark
     settings = options.configuration(screen, preset, config)
@@ -64,7 +85,7 @@ def bench(
     loaded = load_model(screen, wanted)
     request = request_for(loaded.model, text, voice=voice)
     with screen.step("measuring"), screen.quiet():
-        result = benchmark.measure(loaded.model, settings, request, seed, runs, announce=screen.announce)
+        result = benchmark.measure(loaded.model, settings, request, seed, runs or 3, announce=screen.announce)
     gpus = on_gpu(screen, loaded.model, settings, request, seed)
     data = {
         **provenance(screen.arguments),

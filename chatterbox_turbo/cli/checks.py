@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .machine import cpu_model, version
+
+if TYPE_CHECKING:
+    import torch
 
 UPSTREAM = "chatterbox-tts"
 KNOWN_UPSTREAM = ("0.1.4", "0.1.5", "0.1.6", "0.1.7")
@@ -89,6 +92,22 @@ def devices() -> Iterator[Check]:
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         yield Check("cuda", "ok", f"no device ({built})")
+    yield preset(torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"))
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def preset(device: torch.device) -> Check:
+    """The preset that is meant for this machine's best device."""
+    from ..budget.machine import Machine
+
+    here = Machine.of(device)
+    name, reason = here.preset()
+    return Check("preset", "ok", f"recommended on {device}: {name} ({reason})")
 
 
 def distribution() -> Check:

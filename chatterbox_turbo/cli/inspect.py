@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -30,7 +30,10 @@ def inspect(
         from ..api import inspect as plan_for
     settings = options.configuration(screen, preset, config)
     loaded = load_model(screen, Wanted(model.value, options.device_named(device), synthetic=True))
-    plan = plan_for(loaded.model, settings)
+    if settings.budget is not None:
+        screen.note("The budget is left out: it is planned by the sizes of a model, and this one is tiny.")
+        settings = settings.model_copy(update={"vram_budget": None, "memory_budget": None, "budget_slots": 1})
+    plan = replace(plan_for(loaded.model, settings), fit=None)  # likewise what auto makes of its size
     if json:
         data = {"family": plan.family, "device": plan.device, "preset": settings.preset, "fidelity": settings.fidelity}
         screen.write_json({**data, "passes": [asdict(step) for step in plan.steps]}, "-")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,30 @@ def load_model(screen: Screen, wanted: Wanted) -> Loaded:
         ModelUnavailableError: this upstream lacks the family, or the weights cannot be had.
         typer.BadParameter: options that contradict each other.
     """
+    from ..upstream import loading
+
+    why = check(screen, wanted)
+    if why:
+        return _build(screen, wanted, why)
+    _note_unused(screen, wanted)
+    if wanted.checkpoint:
+        return _load_folder(screen, wanted)
+    if loading.is_cached(wanted.family):
+        unreachable = why_unreachable(wanted.family)
+        with screen.step("loading the weights"), screen.quiet(), offline(bool(unreachable)):
+            model = loading.load(wanted.family, wanted.device)
+    else:
+        screen.note("downloading the weights …")
+        with screen.quiet(bars=True):
+            model = loading.load(wanted.family, wanted.device)
+    return Loaded(_with_voice(screen, model), "real", "real weights, from the Hugging Face cache")
+
+
+def check(screen: Screen, wanted: Wanted) -> str:
+    """Why the model has to have random weights, or an empty string.
+
+    Raises: as ``load_model``.
+    """
     from ..errors import ModelUnavailableError
     from ..upstream import loading
 
@@ -61,28 +88,81 @@ def load_model(screen: Screen, wanted: Wanted) -> Loaded:
     if reason:
         raise ModelUnavailableError(reason)
     if wanted.synthetic:
-        return _build(screen, wanted, "asked for")
-    if wanted.checkpoint:
-        _note_unused(screen, wanted)
-        return _load_folder(screen, wanted)
-    cached, unreachable = loading.is_cached(wanted.family), why_unreachable(wanted.family)
-    if not cached and unreachable:
-        if wanted.fallback:
-            return _build(screen, wanted, f"no weights are cached and {unreachable}")
+        return "asked for"
+    if wanted.checkpoint or loading.is_cached(wanted.family):
+        return ""
+    unreachable = why_unreachable(wanted.family)
+    if unreachable and not wanted.fallback:
         raise ModelUnavailableError(
             f"There are no weights for {wanted.family}: none are cached, and {unreachable}.",
             "",
             "Connect to the hub once, pass a folder with --checkpoint, or use random weights with --synthetic.",
         )
-    _note_unused(screen, wanted)
-    if cached:
-        with screen.step("loading the weights"), screen.quiet(), _offline(bool(unreachable)):
-            model = loading.load(wanted.family, wanted.device)
-    else:
-        screen.note("downloading the weights …")
-        with screen.quiet(bars=True):
-            model = loading.load(wanted.family, wanted.device)
-    return Loaded(_with_voice(screen, model), "real", "real weights, from the Hugging Face cache")
+    return f"no weights are cached and {unreachable}" if unreachable else ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where processes of their own get a model from, pickled on its way to them: a folder, or the hub's cache.
+
+    ``size``: the architecture of a shrunk or synthetic model, or an empty string. ``offline``: take cached files as
+    they are.
+    """
+
+    family: str
+    device: str
+    folder: Path | None = None
+    size: str = ""
+    offline: bool = False
+
+    def imports(self) -> None:
+        """Import what a model is made of."""
+        from ..upstream.loading import model_class
+
+        model_class(self.family)
+
+    def load(self, own: bool = False) -> Any:
+        """The model, with a voice; ``own``: by upstream's own loader."""
+        from .. import synthetic
+        from ..upstream import loading
+        from ..upstream.families import identify
+        from ..upstream.warmup import prepare_voice
+
+        with synthetic.architecture(self.size) if self.size else nullcontext(), offline(self.offline):
+            if own:
+                model = loading.load_own(self.family, self.device, self.folder)
+            else:
+                model = loading.load(self.family, self.device, self.folder)
+        parts = identify(model)
+        if parts.voice is None:
+            prepare_voice(parts, synthetic.reference_voice())
+        return model
+
+
+@contextmanager
+def source_of(screen: Screen, wanted: Wanted) -> Iterator[tuple[Source, str]]:
+    """What ``load_model`` would load, for processes of their own, and its description.
+
+    Random weights are written to a temporary folder first. Errors as of ``load_model``.
+    """
+    from ..upstream import loading
+
+    why = check(screen, wanted)
+    if not why:
+        _note_unused(screen, wanted)
+        if wanted.checkpoint:
+            size = wanted.size if wanted.size == "tiny" else ""
+            yield Source(wanted.family, wanted.device, wanted.checkpoint, size), f"weights from {wanted.checkpoint}"
+            return
+        if not loading.is_cached(wanted.family):
+            load_model(screen, wanted)  # downloads
+        cached = bool(why_unreachable(wanted.family))
+        yield Source(wanted.family, wanted.device, offline=cached), "real weights, from the Hugging Face cache"
+        return
+    with tempfile.TemporaryDirectory(prefix="chatterbox-turbo-") as folder:
+        with screen.step(f"writing a synthetic {wanted.family} checkpoint ({wanted.size})"), screen.quiet():
+            _save(Path(folder), wanted)
+        yield Source(wanted.family, wanted.device, Path(folder), wanted.size), _description(wanted, why)
 
 
 def why_unavailable(family: str) -> str:
@@ -139,14 +219,38 @@ def _build(screen: Screen, wanted: Wanted, why: str) -> Loaded:
             model = synthetic.build(wanted.family, wanted.size, stop, device=wanted.device)
         except ValueError as error:
             raise ModelUnavailableError(str(error)) from error
+    return Loaded(model, "synthetic", _description(wanted, why))
+
+
+def _description(wanted: Wanted, why: str) -> str:
     shape = "full-size" if wanted.size == "full" else "tiny (shrunk)"
     kind = RANDOM if wanted.size == "full" else "random weights, few layers: it shows that things work, not their speed"
-    return Loaded(model, "synthetic", f"SYNTHETIC, {shape}, {kind}. Why: {why}.")
+    return f"SYNTHETIC, {shape}, {kind}. Why: {why}."
+
+
+def _save(folder: Path, wanted: Wanted) -> None:
+    """A checkpoint of random weights, by a process whose memory is gone afterwards."""
+    from .. import synthetic
+    from ..errors import ModelUnavailableError
+
+    stop = wanted.default_stop if wanted.stop_after is None else wanted.stop_after
+    saving = multiprocessing.get_context("spawn").Process(
+        target=synthetic.save, args=(folder, wanted.family, wanted.size, stop), daemon=True
+    )
+    saving.start()
+    try:
+        saving.join()
+    finally:
+        saving.terminate()
+    if saving.exitcode:
+        raise ModelUnavailableError(
+            f"The synthetic {wanted.family} checkpoint could not be written to {folder}.",
+            f"Its process ended with code {saving.exitcode}.",
+            "A full-size one needs 3.2 GB there: set TMPDIR to a folder that has them.",
+        )
 
 
 def _load_folder(screen: Screen, wanted: Wanted) -> Loaded:
-    from contextlib import nullcontext
-
     from .. import synthetic
     from ..upstream import loading
 
@@ -175,7 +279,7 @@ def _note_unused(screen: Screen, wanted: Wanted) -> None:
 
 
 @contextmanager
-def _offline(wanted: bool):
+def offline(wanted: bool):
     """Take cached files as they are: without a network each would cost the hub client's retries."""
     from huggingface_hub import constants
 

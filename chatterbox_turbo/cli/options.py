@@ -35,6 +35,10 @@ class SizeName(str, Enum):
 
 Model = Annotated[ModelName, typer.Option("--model", help="Upstream's model; vc is voice conversion.")]
 Size = Annotated[SizeName, typer.Option("--size", help="Of a synthetic model, or of the one in --checkpoint.")]
+SizeByWeights = Annotated[
+    SizeName | None,
+    typer.Option("--size", help="Of a synthetic model (default tiny), or of the one in --checkpoint (full)."),
+]
 Synthetic = Annotated[bool, typer.Option("--synthetic", help="Random weights, though there may be real ones.")]
 Checkpoint = Annotated[
     Path | None,
@@ -52,6 +56,7 @@ ConfigFile = Annotated[
 Voice = Annotated[
     Path | None, typer.Option("--voice", exists=True, dir_okay=False, help="Recording of the reference voice.")
 ]
+Language = Annotated[str, typer.Option("--language", help="Code of the language (multilingual).")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to a file, or to stdout: -")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -81,6 +86,11 @@ def with_progress(config: OptimizationConfig, progress: object) -> OptimizationC
     return config.model_copy(update={"decoding": config.decoding.model_copy(update={"progress": progress})})
 
 
+def size_for(size: SizeName | None, checkpoint: Path | None) -> str:
+    """The size asked for; by default that of real weights in a checkpoint folder, and of quick random ones."""
+    return (size or (SizeName.full if checkpoint else SizeName.tiny)).value
+
+
 def device_named(name: str) -> str:
     """A device that is there; ``auto`` is the first CUDA device or the CPU.
 
@@ -94,6 +104,34 @@ def device_named(name: str) -> str:
         return device.device_named(name)
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def check_speaks(model: ModelName) -> None:
+    """A refusal of voice conversion by commands that speak texts.
+
+    Raises:
+        typer.BadParameter: it is that.
+    """
+    if model is ModelName.vc:
+        raise typer.BadParameter("vc converts speech and speaks no text: use english, multilingual, turbo or nano.")
+
+
+def check_language(model: ModelName, language: str) -> None:
+    """Look whether a model speaks a language; imports chatterbox for those that speak several.
+
+    Raises:
+        typer.BadParameter: it does not.
+    """
+    if model is not ModelName.multilingual:
+        if language != "en":
+            raise typer.BadParameter(f"--language {language}: only --model multilingual speaks other languages.")
+        return
+
+    from ..upstream.loading import model_class
+
+    known = model_class(model.value).get_supported_languages()
+    if language.lower() not in known:
+        raise typer.BadParameter(f"unknown language {language!r}; the model speaks: {', '.join(sorted(known))}.")
 
 
 def check_writable(path: Path) -> Path:

@@ -75,7 +75,7 @@ def _check_folders() -> None:
 
     if why_no_kernels():
         raise TurboError(f"There are no kernels to compile: {why_no_kernels()}.")
-    from ..runtime.cpu import attention, instructions, products, step_kernels  # noqa: F401
+    from ..runtime.cpu import attention, instructions, products, quantized_linear, step_kernels  # noqa: F401
 
     asked, folders = os.environ.get("NUMBA_CACHE_DIR"), instructions.kernel_folders()
     if folders is None or (asked and not all(os.path.abspath(f).startswith(os.path.abspath(asked)) for f in folders)):

@@ -1,8 +1,9 @@
-"""``presets``: what each preset turns on."""
+"""``presets``: what each preset is for and sets, and which one is meant for this machine."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -10,29 +11,69 @@ from . import options
 from .screen import table
 
 
-def presets(context: typer.Context, json: options.JsonFlag = False) -> None:
-    """Show what each preset turns on."""
-    from ..config import OptimizationConfig
+def presets(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="Presets to show every option of.")] = None,
+    device: options.Device = "auto",
+    json: options.JsonFlag = False,
+) -> None:
+    """Show what each preset is for and sets, and the one for this machine.
+
+    With names: every option of these, side by side.
+    """
     from ..config.presets import DEFAULT, DESCRIPTIONS, PRESETS
 
     screen = options.screen_of(context)
-    configs = {name: OptimizationConfig.from_preset(name) for name in PRESETS}
+    configs = {name: _config(name) for name in names or PRESETS}
+    with screen.step("looking at this machine"), screen.quiet():
+        import torch
+
+        from ..budget.machine import Machine
+
+        here = Machine.of(torch.device(options.device_named(device)))
+    recommended, reason = here.preset()
     if json:
         listing = {
-            name: {"description": DESCRIPTIONS.get(name, ""), "config": config.model_dump()}
+            name: {"description": DESCRIPTIONS.get(name, ""), "sets": PRESETS[name], "config": config.model_dump()}
             for name, config in configs.items()
         }
-        screen.write_json({"default": DEFAULT, "presets": listing}, "-")
+        best = {"preset": recommended, "reason": reason, "machine": str(here)}
+        screen.write_json({"default": DEFAULT, "recommended": best, "presets": listing}, "-")
         return
-    for name in PRESETS:
-        mark = " (default)" if name == DEFAULT else ""
-        screen.print(f"{name}{mark}: {DESCRIPTIONS.get(name, '')}")
+    if names:
+        screen.print(_options(configs))
+        screen.print(
+            "auto: used where it can run, otherwise skipped with a reason (see inspect); indented: its options"
+        )
+        return
+    for name, values in PRESETS.items():
+        mark = "*" if name == recommended else " "
+        default = " Used when no configuration is given." if name == DEFAULT else ""
+        screen.print(f"{mark} {name:<10} {DESCRIPTIONS.get(name, '')}{default}")
+        screen.print(f"  {'':<10} {_settings(values)}")
     screen.print()
-    screen.print(_table(configs))
-    screen.print("auto: used where it can run, otherwise skipped with a reason (see inspect); indented: its options")
+    screen.print(f"* recommended on this machine: {recommended} ({reason}). presets NAME … shows every option.")
 
 
-def _table(configs: dict[str, Any]) -> Any:
+def _config(name: str) -> Any:
+    from ..config import OptimizationConfig, resolve
+    from ..config.presets import PRESETS
+
+    return OptimizationConfig.from_preset(name) if name in PRESETS else resolve(name)  # which names the nearest one
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Everything that a preset sets, on one line."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found.append(f"{key}: {', '.join(f'{name} {_value(one)}' for name, one in value.items())}")
+        else:
+            found.append(f"{key}: {_value(value)}")
+    return "; ".join(found)
+
+
+def _options(configs: dict[str, Any]) -> Any:
     rows = table("", "pass", *configs)
     rows.add_row("fidelity at most", *(config.fidelity for config in configs.values()))
     sections = [dict(config.sections()) for config in configs.values()]

@@ -5,67 +5,101 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
 from .loading import Wanted, load_model, request_for
-from .options import ModelName, SizeName
-from .screen import Screen
+from .machine import version
+from .options import ModelName
+from .playing import check_sink, play, tell
+from .screen import Screen, table
+
+if TYPE_CHECKING:
+    from ..memory import Usage
 
 
 def say(
     context: typer.Context,
     text: Annotated[str | None, typer.Argument(help="What to say; left out or '-': standard input.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="A WAV or FLAC file.")] = Path("speech.wav"),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A WAV or FLAC file: speech.wav. With --stream also '-'.")
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Hear it while it is made: by the sound card (sounddevice), else as 16-bit PCM at 24 kHz on standard "
+            "output.",
+        ),
+    ] = False,
     model: options.Model = ModelName.english,
-    language: Annotated[str, typer.Option("--language", help="Code of the language (multilingual).")] = "en",
-    voice: options.Voice = None,
+    language: options.Language = "en",
+    voice: Annotated[
+        str | None,
+        typer.Option("--voice", help="Recording of the reference voice; with --voice-folder, the name of a voice."),
+    ] = None,
+    voice_folder: Annotated[Path | None, typer.Option("--voice-folder", help="Of named voices (see voices).")] = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
     synthetic: options.Synthetic = False,
-    size: Annotated[
-        SizeName | None,
-        typer.Option("--size", help="Of a synthetic model (default tiny), or of the one in --checkpoint (full)."),
-    ] = None,
+    size: options.SizeByWeights = None,
     checkpoint: options.Checkpoint = None,
     stop_after: options.StopAfter = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Print what is in memory, and peaks by phase.")] = False,
+    memory_png: Annotated[
+        Path | None, typer.Option("--memory-png", metavar="FILE", help="Draw memory over the time of the request.")
+    ] = None,
 ) -> None:
     """Speak a text with an optimized model."""
     screen = options.screen_of(context)
-    if model is ModelName.vc:
-        raise typer.BadParameter("vc converts speech and speaks no text: use english, multilingual, turbo or nano.")
+    options.check_speaks(model)
     text = _text(text)
-    _check_format(output)
-    options.check_writable(output)
+    recording = _check_voice(voice, voice_folder)
+    sink = check_sink(output) if stream else "file"
+    output = output or Path("speech.wav")
+    if sink == "file":
+        _check_format(output)
+        options.check_writable(output)
+    if memory_png is not None:
+        options.check_writable(memory_png)
+        if not version("matplotlib"):
+            raise typer.BadParameter("--memory-png needs matplotlib: pip install 'chatterbox-turbo[plot]'.")
 
     with screen.step("importing torch"), screen.quiet():
         from ..api import apply
     settings = options.configuration(screen, preset, config)
-    default = SizeName.full if checkpoint else SizeName.tiny
-    wanted = Wanted(
-        model.value, options.device_named(device), (size or default).value, stop_after, synthetic, checkpoint, False
-    )
+    size = options.size_for(size, checkpoint)
+    wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
     with screen.step("importing chatterbox-tts"), screen.quiet():
-        _check_language(model, language)
+        options.check_language(model, language)
     loaded = load_model(screen, wanted)
     speaker = loaded.model
     with screen.step("speaking"), screen.quiet():
         if not screen.debug:
             settings = options.with_progress(settings, _progress(screen))
         apply(speaker, settings)
+        request = request_for(speaker, text, language, recording)
+        if voice_folder is not None:
+            speaker.turbo.voices.load(voice_folder, [voice])
+            request["voice"] = voice
         import soundfile
         import torch
 
         from ..passes.watermark import detected
 
+        if stream:
+            metrics, lead = play(speaker.turbo.stream(seed=seed, **request), sink, output, speaker.sr)
+            tell(screen, metrics, lead, {"file": str(output), "pcm": "standard output", "card": "sound card"}[sink])
+            return
         start = time.perf_counter()
         torch.manual_seed(seed)
-        wav = speaker.generate(**request_for(speaker, text, language, voice))
+        wav = speaker.generate(**request)
         seconds = time.perf_counter() - start
+        usage = speaker.turbo.memory()
         marked = detected(speaker.watermarker, wav, speaker.sr)
     soundfile.write(output, wav.squeeze(0).cpu().numpy(), speaker.sr)
     length = wav.shape[-1] / speaker.sr
@@ -73,8 +107,22 @@ def say(
         screen.print(f"model: {loaded.description}")
     mark = "watermark detected" if marked else "NO WATERMARK DETECTED"
     screen.print(f"{output}: {length:.2f} s of speech in {seconds:.2f} s ({seconds / length:.2f}x real time), {mark}")
+    if memory:
+        show_memory(screen, usage)
+    if memory_png is not None:
+        screen.print(f"{usage.plot(memory_png)}: memory over the time of the request")
     if not marked:
         raise typer.Exit(1)
+
+
+def show_memory(screen: Screen, usage: Usage) -> None:
+    """The table of the memory, and the lines below it."""
+    shown = table("", *usage.columns)
+    for row in usage.rows():
+        shown.add_row(*row)
+    screen.print(shown)
+    for note in usage.notes():
+        screen.print(note)
 
 
 def _text(argument: str | None) -> str:
@@ -84,25 +132,30 @@ def _text(argument: str | None) -> str:
     return text.strip()
 
 
+def _check_voice(voice: str | None, folder: Path | None) -> Path | None:
+    """The recording that ``--voice`` names, if it does; a named voice is looked for before a model is loaded."""
+    if folder is not None:
+        from ..upstream import voice_files
+
+        if voice is None:
+            raise typer.BadParameter("--voice-folder needs --voice NAME.")
+        voice_files.find(folder, voice)
+        return None
+    if voice is None:
+        return None
+    path = Path(voice)
+    if not path.is_file():
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise typer.BadParameter(f"File {voice!r} {problem}; the name of a voice needs --voice-folder.")
+    return path
+
+
 def _check_format(output: Path) -> None:
     import soundfile
 
     known = sorted(name.lower() for name in soundfile.available_formats())
     if output.suffix[1:].lower() not in known:
         raise typer.BadParameter(f"unknown audio format {output.suffix!r} of {output}: use .wav or .flac.")
-
-
-def _check_language(model: ModelName, language: str) -> None:
-    if model is not ModelName.multilingual:
-        if language != "en":
-            raise typer.BadParameter(f"--language {language}: only --model multilingual speaks other languages.")
-        return
-
-    from ..upstream.loading import model_class
-
-    known = model_class(model.value).get_supported_languages()
-    if language.lower() not in known:
-        raise typer.BadParameter(f"unknown language {language!r}; the model speaks: {', '.join(sorted(known))}.")
 
 
 def _progress(screen: Screen):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from ..errors import SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning
+from ..errors import RunawayWarning, SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning
 
 PROGRAM = "chatterbox-turbo"
 WIDTH = 160  # of output that goes to a file or a pipe
@@ -82,7 +82,7 @@ class Screen:
         with ExitStack() as stack:
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("ignore")
-            for category in (SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning):
+            for category in (RunawayWarning, SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning):
                 warnings.simplefilter("always", category)
             stack.enter_context(redirect_stdout(_Nowhere()))
             if not bars:

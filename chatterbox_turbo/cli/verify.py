@@ -13,7 +13,7 @@ from . import options
 from .bench import on_gpu, print_findings, samples
 from .loading import Loaded, Wanted, load_model, request_for, why_unavailable
 from .machine import provenance, summary
-from .options import ModelName, SizeName
+from .options import ModelName
 from .screen import Screen, table
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def verify(
     model: Annotated[
         list[ModelName] | None, typer.Option("--model", help="Repeatable; all that upstream has where left out.")
     ] = None,
-    size: options.Size = SizeName.tiny,
+    size: options.SizeByWeights = None,
+    checkpoint: options.Checkpoint = None,
     real: Annotated[bool, typer.Option("--real", help="Real weights, where they are or can be had.")] = False,
     texts: Annotated[int, typer.Option("--texts", min=1, max=len(TEXTS), help="Number of texts.")] = 2,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.")] = 1,
@@ -64,19 +65,35 @@ def verify(
     """Check that every pass keeps its promise.
 
     Each enabled pass alone, then all together, against upstream. On CUDA also what only a GPU can tell: graphs, waits,
-    tokens a second. Exit code 1 if a promise is broken.
+    tokens a second. Exit code 1 if a promise is broken. Of a --checkpoint whose T3 is quantized, upstream's own code is
+    what computes with these weights.
     """
     screen = options.screen_of(context)
+    if real and checkpoint:
+        raise typer.BadParameter("give either --real or --checkpoint.")
+    if checkpoint and model and len(model) > 1:
+        raise typer.BadParameter("a --checkpoint is of one model: give --model once.")
     if json not in (None, "-"):
         options.check_writable(Path(json))
     with screen.step("importing chatterbox-tts"), screen.quiet():
-        families = [name.value for name in model or ModelName if model or not why_unavailable(name.value)]
+        if checkpoint and not model:
+            from ..upstream.loading import family_in
+
+            families = [family_in(checkpoint)]
+        else:
+            families = [name.value for name in model or ModelName if model or not why_unavailable(name.value)]
     settings = options.configuration(screen, preset, config)
     outcomes: list[Outcome] = []
     models: dict[str, str] = {}
     gpus: list[Findings] = []
     for family in families:
-        wanted = Wanted(family, options.device_named(device), size.value, synthetic=not real)
+        wanted = Wanted(
+            family,
+            options.device_named(device),
+            options.size_for(size, checkpoint),
+            synthetic=not (real or checkpoint),
+            checkpoint=checkpoint,
+        )
         loaded = load_model(screen, wanted)
         models[family] = loaded.description
         outcomes += _carry_out(screen, loaded, settings, TEXTS[:texts], range(seeds))

@@ -4,7 +4,7 @@ Values come in from files, the environment, presets and dictionaries, and leave 
 Nothing here imports torch, a pass, or anything of upstream: what a section's options do is its pass's business.
 """
 
-from .model import OptimizationConfig
+from .model import OptimizationConfig, merge
 from .presets import DEFAULT, DESCRIPTIONS, PRESETS
 from .resolution import Config, resolve
 from .sections import (
@@ -12,7 +12,10 @@ from .sections import (
     DecodingSection,
     Fidelity,
     FlowSection,
+    MemorySection,
+    OffloadSection,
     Section,
+    TextSection,
     VocoderSection,
     exceeds,
 )
@@ -26,9 +29,13 @@ __all__ = [
     "DecodingSection",
     "Fidelity",
     "FlowSection",
+    "MemorySection",
+    "OffloadSection",
     "OptimizationConfig",
     "Section",
+    "TextSection",
     "VocoderSection",
     "exceeds",
+    "merge",
     "resolve",
 ]

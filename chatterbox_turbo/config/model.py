@@ -7,19 +7,24 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import InvalidConfigError, brief
-from . import files, presets
+from . import amounts, files, presets
 from .messages import explain, nearest
 from .sections import (
     AlignmentSection,
+    AttentionSection,
     ConditioningSection,
     DecodingSection,
     Fidelity,
     FlowSection,
+    MemorySection,
+    OffloadSection,
     PrecisionSection,
+    QuantizationSection,
     Section,
+    TextSection,
     VocoderSection,
     WarmupSection,
     WatermarkSection,
@@ -44,13 +49,27 @@ class OptimizationConfig(BaseModel):
 
     preset: str | None = None
     fidelity: Fidelity = "numerical"
+    vram_budget: str | int | None = Field(
+        None,
+        description="What a model on a GPU may take of its memory while it works: an amount or a share of the card. "
+        "Options that are not set here are chosen so that it fits.",
+    )
+    memory_budget: str | int | None = Field(
+        None, description="Likewise of a model on a CPU, beside what the process has anyway."
+    )
+    budget_slots: int = Field(1, ge=1, description="Utterances at once (model.turbo.batch) that the budget holds for.")
+    text: TextSection = TextSection()
+    memory: MemorySection = MemorySection()
     decoding: DecodingSection = DecodingSection()
     alignment: AlignmentSection = AlignmentSection()
+    quantization: QuantizationSection = QuantizationSection()
     precision: PrecisionSection = PrecisionSection()
+    attention: AttentionSection = AttentionSection()
     flow: FlowSection = FlowSection()
     vocoder: VocoderSection = VocoderSection()
     conditioning: ConditioningSection = ConditioningSection()
     watermark: WatermarkSection = WatermarkSection()
+    offload: OffloadSection = OffloadSection()
     warmup: WarmupSection = WarmupSection()
 
     def __init__(self, **values: Any) -> None:
@@ -66,6 +85,13 @@ class OptimizationConfig(BaseModel):
             return values
         return merge(preset_values(values["preset"]), values)
 
+    @field_validator("vram_budget", "memory_budget", mode="before")
+    @classmethod
+    def _check_amount(cls, value: Any) -> Any:
+        if value is not None:
+            amounts.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _check_contradictions(self) -> OptimizationConfig:
         if self.halves_t3 and (self.decoding.enabled is False or self.decoding.backbone == "upstream"):
@@ -78,6 +104,29 @@ class OptimizationConfig(BaseModel):
             raise ValueError(
                 f'precision.flow is "{self.precision.flow}" but flow.enabled is false: only the solver of this package '
                 "keeps token ids and state out of half precision"
+            )
+        if self.precision.originals == "discard" and not (self.halves_t3 or self.halves_flow):
+            raise ValueError(
+                'precision.originals is "discard" but precision.t3 and precision.flow are float32: nothing is cast, so '
+                "there is nothing to discard"
+                if self.precision.enabled is not False
+                else 'precision.originals is "discard" but precision.enabled is false: drop one of the two'
+            )
+        if self.precision.autocast and self.precision.enabled is not False:
+            self._check_autocast()
+        if self.attention.kernel != "auto" and "sdpa" not in self.attention.parts.values():
+            raise ValueError(
+                f'attention.kernel is "{self.attention.kernel}" but none of attention.prefill, attention.flow and '
+                'attention.encoder is "sdpa", which it belongs to'
+            )
+        if self.vram_budget is not None and self.memory_budget is not None:
+            raise ValueError("vram_budget and memory_budget are both set: the first is for a GPU, the second for a CPU")
+        if self.budget_slots > 1 and self.budget is None:
+            raise ValueError(f"budget_slots is {self.budget_slots}, but neither vram_budget nor memory_budget is set")
+        if self.offload.free_again <= self.offload.free_below:
+            raise ValueError(
+                f"offload.free_again is {self.offload.free_again} and offload.free_below is "
+                f"{self.offload.free_below}: the first must be larger, or the mode would change with every request"
             )
         for name, section in self.sections():
             if section.enabled is True and section.idle:
@@ -92,6 +141,30 @@ class OptimizationConfig(BaseModel):
                     f'set fidelity = "{section.promise}" to allow it, or take it out of {name}'
                 )
         return self
+
+    def _check_autocast(self) -> None:
+        autocast = f'precision.autocast is "{self.precision.autocast}"'
+        for part in ("t3", "flow"):
+            wanted = getattr(self.precision, part)
+            if wanted != "float32":
+                raise ValueError(
+                    f'{autocast} but precision.{part} is "{wanted}": weights are cast once or at every use, not both; '
+                    f'set precision.{part} = "float32", or drop autocast'
+                )
+        if self.decoding.enabled is False and self.flow.enabled is False:
+            raise ValueError(f"{autocast} but decoding.enabled and flow.enabled are false: they would use it")
+        if self.decoding.enabled is not False and self.decoding.kernel in ("numba", "compile"):
+            raise ValueError(
+                f'{autocast} but decoding.kernel is "{self.decoding.kernel}": only torch\'s own operations are autocast'
+                '; set decoding.kernel = "torch", or drop autocast'
+            )
+        if self.flow.enabled is not False and self.flow.compile:
+            raise ValueError(f"{autocast} but flow.compile is true: only torch's own operations are autocast")
+
+    @property
+    def budget(self) -> str | int | None:
+        """The budget of either kind, as it was written."""
+        return self.memory_budget if self.vram_budget is None else self.vram_budget
 
     @property
     def halves_t3(self) -> bool:

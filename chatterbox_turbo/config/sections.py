@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
@@ -41,6 +41,69 @@ class Section(BaseModel):
         return ""
 
 
+# What each profile keeps of memory that nobody uses, and when it gives it back.
+MEMORY_PROFILES: dict[str, dict[str, Any]] = {
+    "conservative": {"clear": "never", "keep_blocks": True, "expandable_segments": False},
+    "balanced": {"clear": "pressure", "keep_blocks": True, "expandable_segments": True},
+    "aggressive": {"clear": "between", "keep_blocks": False, "expandable_segments": True},
+}
+
+
+class TextSection(Section):
+    """Texts: where they are cut, and what is done about pieces that go wrong."""
+
+    target: float = Field(12.0, ge=0.5, le=36.0, description="Seconds of speech that sentences are put together to.")
+    longest: float = Field(18.0, ge=0.5, le=36.0, description="Seconds that no piece is estimated to exceed.")
+    pauses: dict[Literal["word", "comma", "clause", "sentence", "paragraph", "chapter"], float] = Field(
+        {}, description="Seconds of silence behind a piece, by what it ends at; the others as in docs/long_text.md."
+    )
+    normalize: bool = Field(False, description="Numbers, dates and abbreviations as words, in every text.")
+    retries: int = Field(
+        2, ge=0, le=10, description="How often a piece that went wrong (repetition, silence, no end) is said again."
+    )
+    loudness: bool = Field(True, description="Pieces as loud as those before them, by 3 dB at most.")
+
+    @property
+    def promise(self) -> Fidelity:
+        return "lossy" if self.normalize else "exact"  # texts that upstream says whole stay as they are
+
+
+class MemorySection(Section):
+    """Memory that allocators keep: when it is given back, how it is laid out, what is measured of it."""
+
+    profile: Literal["conservative", "balanced", "aggressive"] = Field(
+        "conservative",
+        description="conservative: keep for the next request what was freed. balanced: give it back when memory is "
+        "short. aggressive: give it back after each request. The table is in docs/memory.md.",
+    )
+    clear: Literal["never", "pressure", "between"] | None = Field(
+        None, description="When freed memory is given back after requests; none: what the profile says."
+    )
+    free_below: float = Field(
+        0.1, gt=0, lt=1, description="Pressure: the share of the device's memory that is free is below this."
+    )
+    keep_blocks: bool | None = Field(
+        None,
+        description="On a CPU with glibc, let freed blocks of up to 32 MB stay with the process; none: what the "
+        "profile says.",
+    )
+    expandable_segments: bool | None = Field(
+        None, description="On CUDA, segments of PyTorch's allocator that grow; none: what the profile says."
+    )
+    max_split_mb: int | None = Field(
+        None, gt=20, description="On CUDA, larger blocks of PyTorch's allocator are not split; none: all are."
+    )
+    peaks: bool = Field(
+        False,
+        description="Exact peaks by phase. The process's counters of the highest use begin anew for each phase.",
+    )
+
+    def chosen(self, name: str) -> Any:
+        """An option as it was set, or else as the profile has it."""
+        value = getattr(self, name)
+        return MEMORY_PROFILES[self.profile][name] if value is None else value
+
+
 class AlignmentSection(Section):
     """The multilingual alignment analyzer without the hooks and settings that it leaves behind."""
 
@@ -70,10 +133,53 @@ class DecodingSection(Section):
         description="The static backbone's weights in pages of 2 MB, on a CPU with Linux 6.1 or newer; takes up to "
         "some seconds when the model is prepared.",
     )
+    streams: int = Field(
+        4,
+        ge=1,
+        le=256,
+        description="Streams whose tokens are decoded in one batch; more wait. On a GPU their keys and values have a "
+        "place each (0.3 GB in half precision for 40 s of speech), on a CPU as they are written.",
+    )
 
     @property
     def promise(self) -> Fidelity:
         return "numerical" if self.backbone == "static" else "exact"
+
+
+Attending = Literal["auto", "sdpa", "flash_attention_2", "eager"]
+
+
+class AttentionSection(Section):
+    """What computes attention."""
+
+    prefill: Attending = Field(
+        "auto",
+        description="The prefill of T3. auto: what is fastest here. sdpa: a kernel of torch's. flash_attention_2: "
+        "flash-attn, on CUDA from capability 8.0 in half precision. eager: two products and a softmax.",
+    )
+    flow: Attending = Field("auto", description="The flow estimator, likewise.")
+    encoder: Attending = Field(
+        "auto", description="The encoder of speech tokens, likewise; flash_attention_2 cannot add relative positions."
+    )
+    kernel: Literal["auto", "flash", "efficient", "math", "cudnn"] = Field(
+        "auto", description="Which of torch's kernels where a part asks for sdpa. auto: torch's own choice."
+    )
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What is asked for, by part, where it is not ``auto``."""
+        each = {"prefill": self.prefill, "flow": self.flow, "encoder": self.encoder}
+        return {part: name for part, name in each.items() if name != "auto"}
+
+    @property
+    def promise(self) -> Fidelity:
+        if "flash_attention_2" in self.parts.values():
+            return "lossy"  # it computes in half precision only
+        return "numerical" if self.parts else "exact"
+
+    @property
+    def idle(self) -> str:
+        return "" if self.parts else "attention.prefill, flow and encoder are auto"
 
 
 class PrecisionSection(Section):
@@ -86,6 +192,16 @@ class PrecisionSection(Section):
     flow: Literal["float32", "auto", "bfloat16", "float16"] = Field(
         "float32", description="The weights of the flow estimator; auto as for t3. The rest of S3Gen stays float32."
     )
+    originals: Literal["host", "discard"] = Field(
+        "host",
+        description="What reverting restores the cast weights from. host: what they lost is kept in the host's memory, "
+        "so that they come back to the bit. discard: nothing is kept; they come back rounded.",
+    )
+    autocast: Literal[False, "bfloat16", "float16"] = Field(
+        False,
+        description="torch.autocast around T3's steps and the flow estimator's: fp32 weights are cast at every use, "
+        "which saves no memory and takes time. For comparisons; no preset has it.",
+    )
     tf32: bool = Field(False, description="TensorFloat-32 matrix products and convolutions while generating.")
 
     @property
@@ -94,9 +210,48 @@ class PrecisionSection(Section):
 
     @property
     def idle(self) -> str:
-        if self.tf32 or self.t3 != "float32" or self.flow != "float32":
+        if self.tf32 or self.autocast or self.t3 != "float32" or self.flow != "float32":
             return ""
-        return "precision.t3 and precision.flow are float32 and precision.tf32 is false"
+        return "precision.t3 and precision.flow are float32, precision.tf32 and precision.autocast are false"
+
+
+class QuantizationSection(Section):
+    """Weights of T3 as small integers."""
+
+    t3: Literal["none", "auto", "int8", "int4", "nf4", "fp4"] = Field(
+        "none",
+        description="The scheme of T3's matrices. int8: 8.1 bits a weight, int4, nf4, fp4: 4.5. "
+        "auto: four bits, int4 on a CPU, nf4 on a GPU.",
+    )
+    strategy: Literal["conservative", "balanced", "aggressive"] = Field(
+        "balanced",
+        description="Which matrices stay as they are, embeddings, heads and norms always. conservative: two blocks at "
+        "either end, and of each block what leaves its MLP. balanced: a block at either end. aggressive: no others.",
+    )
+    backend: Literal["auto", "native", "bitsandbytes", "torch"] = Field(
+        "auto",
+        description="What multiplies. native: this package's kernels for CPUs. bitsandbytes: its kernels for nf4 and "
+        "fp4, slow on a CPU. torch: the matrix is made anew for each product. auto: what is fast on this device; on a "
+        "CPU other schemes are left out.",
+    )
+    originals: Literal["host", "discard"] = Field(
+        "host",
+        description="host: the layers that are replaced are kept in the host's memory, and reverting puts them back. "
+        "discard: they are let go once everything is applied, and T3 stays quantized when that is reverted.",
+    )
+    rounding: Literal["nearest", "fitted"] = Field(
+        "fitted",
+        description="Of int4. nearest: from the least to the largest weight of a group. fitted: scale and zero by "
+        "least squares, in turns with the codes.",
+    )
+
+    @property
+    def promise(self) -> Fidelity:
+        return "exact" if self.idle else "lossy"
+
+    @property
+    def idle(self) -> str:
+        return "quantization.t3 is none" if self.t3 == "none" else ""
 
 
 class FlowSection(Section):
@@ -106,7 +261,7 @@ class FlowSection(Section):
         None,
         ge=1,
         le=100,
-        description="Euler steps instead of upstream's 10 (Turbo: 2). Fewer are faster and rougher.",
+        description="Euler steps instead of upstream's 10; fewer are faster and rougher. Turbo takes its 2 at most.",
     )
     guided_steps: int | None = Field(
         None, ge=0, le=100, description="Steps from the first on that are guided; the others take half the time."
@@ -146,6 +301,11 @@ class ConditioningSection(Section):
     cache_bytes: int = Field(
         64 * 2**20, ge=0, description="Bytes of encoded voices to keep, by the content of their audio (10 s: 0.2 MB)."
     )
+    voices_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Bytes of named voices at most, on the host (0.2 MB each); more are refused, none is dropped.",
+    )
     matmul: Literal["auto", "torch", "onednn"] = Field(
         "auto",
         description="What multiplies the speech tokenizer's fp32 matrices on a CPU. torch: as upstream, to the bit. "
@@ -161,6 +321,32 @@ class ConditioningSection(Section):
         if self.resampling == "torchaudio":
             return "lossy"
         return "numerical" if self.matmul == "onednn" else "exact"
+
+
+class OffloadSection(Section):
+    """Parts of the model that are not needed at the moment: away from the device's memory."""
+
+    mode: Literal["off", "idle", "sequential", "adaptive"] = Field(
+        "off",
+        description="idle: what encodes a reference voice is there only while one is encoded. sequential: T3, flow and "
+        "vocoder as well, each in its phase only. adaptive: idle until memory is short, then sequential, and back.",
+    )
+    free_below: float = Field(
+        0.1, gt=0, lt=1, description="adaptive: the share of memory that is free is below this: sequential begins."
+    )
+    free_again: float = Field(
+        0.2, gt=0, lt=1, description="adaptive: it is above this even with all parts back: sequential ends."
+    )
+    prefetch: bool = Field(True, description="sequential: the next phase's part is on its way while a phase computes.")
+    folder: str | None = Field(
+        None,
+        description="On a CPU, a folder on a disk for weights that no mapped checkpoint holds (files without a name, "
+        "gone with the process); none: that of temporary files, or /var/tmp.",
+    )
+
+    @property
+    def idle(self) -> str:
+        return "offload.mode is off" if self.mode == "off" else ""
 
 
 class WatermarkSection(Section):

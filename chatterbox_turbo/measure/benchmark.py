@@ -6,16 +6,14 @@ Both sides share whatever else the machine does, so that their ratio means more 
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from ..api import optimized
@@ -23,13 +21,14 @@ from ..config import Config
 from ..errors import SpeechTruncatedWarning
 from ..passes.base import Pass
 from ..plan import Plan
+from ..runtime.device.quantized import QuantizedLinear
 from ..upstream import t3 as upstream_t3
 from ..upstream import warmup
 from ..upstream.families import Parts, identify
 from .fidelity import Comparison, Sample, compare_samples, sample
+from .levels import memory_levels
 
 WARM_UP_TOKENS = 12
-RSS_INTERVAL = 0.01  # seconds; one look costs some 20 microseconds
 BUFFER_BYTES = 512 * 2**20  # far above any cache
 READS = 7
 PHASES = ("conditionals", "flow", "vocoder", "watermark")
@@ -41,6 +40,7 @@ class Run:
 
     ``step_seconds``: a token's, without the prefill; 0 where there are too few. ``bytes_per_token``: weights that
     one of them reads. ``bandwidth``: bytes per second that the device read just before; 0 where not measured.
+    ``memory``: bytes in use by phase, ``Levels.by_phase``.
     """
 
     sample: Sample
@@ -49,6 +49,7 @@ class Run:
     step_seconds: float = 0.0
     bytes_per_token: int = 0
     bandwidth: float = 0.0
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -75,6 +76,7 @@ class Run:
             "tokens": self.tokens,
             "audio_seconds": self.audio_seconds,
             "phases": self.sample.phases,
+            "memory": self.memory,
             "t3_bytes_per_token": self.bytes_per_token,
             "memory_bandwidth_bytes_per_second": self.bandwidth,
             **self.metrics,
@@ -209,7 +211,7 @@ def run(model: Any, seed: int, request: dict[str, Any], bandwidth: bool = False)
     """One generation as the model is now, and before it the memory bandwidth where that is asked for."""
     parts = identify(model)
     speed = read_bandwidth(parts.device) if bandwidth and parts.t3 is not None else 0.0
-    with peak_memory(parts.device) as peak, embedding_times(parts) as times:
+    with memory_levels(parts.device) as levels, embedding_times(parts) as times:
         result = sample(model, seed, request)
     step = 0.0
     if result.tokens is not None and (steps := result.tokens.numel() - 2) > 0:
@@ -217,7 +219,9 @@ def run(model: Any, seed: int, request: dict[str, Any], bandwidth: bool = False)
         # the last token is never embedded; whatever was before the others belongs to the prefix
         step = (times[-1] - times[-1 - steps]) / steps if len(times) > steps else 0.0
     size = 0 if parts.t3 is None else t3_bytes(parts)
-    return Run(result, result.wav.shape[-1] / model.sr, peak(), step, size, speed)
+    return Run(
+        result, result.wav.shape[-1] / model.sr, levels.highest, step, size, speed, levels.by_phase(result.memory)
+    )
 
 
 def _arrivals(model: Any) -> list[float]:
@@ -263,40 +267,12 @@ def warm_up(model: Any, request: dict[str, Any]) -> None:
             setattr(model, attribute, voice)
 
 
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
-    """A function that says, after the body, how many bytes were in use at most during it.
-
-    CUDA: what PyTorch's allocator handed out. Elsewhere: the resident set of the process, sampled. It holds
-    both sides' leftovers, for an allocator seldom gives memory back.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
-        return
-    process, done = psutil.Process(), threading.Event()
-    highest = process.memory_info().rss
-
-    def look() -> None:
-        nonlocal highest
-        while not done.wait(RSS_INTERVAL):
-            highest = max(highest, process.memory_info().rss)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield lambda: highest
-    finally:
-        highest = max(highest, process.memory_info().rss)
-        done.set()
-        thread.join()
-
-
 def t3_bytes(parts: Parts) -> int:
     """Bytes of weights that one decoding step reads once: the backbone's and the head's, not the embeddings."""
     backbone = upstream_t3.backbone(parts.t3)
     embeddings = {id(p) for m in backbone.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    weights = {id(p): p for p in (*backbone.parameters(), *upstream_t3.head(parts.t3).parameters())}
+    quantized = (b for m in backbone.modules() if isinstance(m, QuantizedLinear) for b in m.buffers())
+    weights = {id(p): p for p in (*backbone.parameters(), *quantized, *upstream_t3.head(parts.t3).parameters())}
     return sum(p.numel() * p.element_size() for key, p in weights.items() if key not in embeddings)
 
 

@@ -1,4 +1,4 @@
-"""What half precision does to T3: its logits against those of fp32, over the same tokens."""
+"""What half precision and quantization do to T3: its logits against others', over the same tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FP32 = {"decoding": {"enabled": True, "progress": "off", "backbone": "static"}}
 
 @dataclass(frozen=True)
 class Divergence:
-    """Over the steps of one utterance: Kullback-Leibler divergence (nats) from fp32, and agreement of the likeliest.
+    """Over the steps of one utterance: Kullback-Leibler divergence (nats), and agreement of the likeliest id.
 
-    ``agreement``: share of steps with the same likeliest id; ``in_top_5``: with fp32's among the likeliest five.
+    ``agreement``: share of steps with the same likeliest id; ``in_top_5``: with the other's among the likeliest five.
     """
 
     steps: int
@@ -34,19 +34,19 @@ class Divergence:
         )
 
 
-def token_divergence(model: Any, config: Config, request: dict[str, Any], seed: int = 0) -> Divergence:
-    """Speak ``request`` in fp32, then ask both for the logits before each of its tokens (teacher forcing).
+def token_divergence(
+    model: Any, config: Config, request: dict[str, Any], seed: int = 0, reference: Config = FP32
+) -> Divergence:
+    """Speak ``request`` by the reference, then ask both for the logits before each of its tokens (teacher forcing).
 
     Args:
         model: one that speaks, in fp32 and not optimized.
-        config: what is compared with fp32; the static backbone on both sides.
+        config: what is compared; the static backbone on both sides.
         request: keyword arguments of ``generate``.
+        reference: what it is compared with.
     """
-    with optimized(model, FP32):
-        tokens, expected = _speak(model, request, seed)
-    with optimized(model, config):
-        given = _logits(model, request, tokens)
-    return compare_logits(given, expected)
+    tokens, expected = spoken(model, reference, request, seed)
+    return compare_logits(logits_over(model, config, request, tokens), expected)
 
 
 def compare_logits(given: Tensor, expected: Tensor) -> Divergence:
@@ -63,29 +63,33 @@ def compare_logits(given: Tensor, expected: Tensor) -> Divergence:
     )
 
 
-def _speak(model: Any, request: dict[str, Any], seed: int) -> tuple[list[int], Tensor]:
+def spoken(model: Any, config: Config, request: dict[str, Any], seed: int = 0) -> tuple[list[int], Tensor]:
+    """What the model speaks with a configuration: n tokens, and the logits (n, V) before each of them."""
     found: list[Tensor] = []
-    engine = model.turbo.token_model
 
     def speak(*args: Any, **kwargs: Any) -> Tensor:
         (tokens,) = engine.run([engine.request(*args, **kwargs)])
         found.extend([tokens, engine.logits(engine.request(*args, **kwargs), tokens[0].tolist())])
         return tokens
 
-    with engine.calls.diverted(speak):
-        torch.manual_seed(seed)
-        model.generate(**request)
+    with optimized(model, config):
+        engine = model.turbo.token_model
+        with engine.calls.diverted(speak):
+            torch.manual_seed(seed)
+            model.generate(**request)
     return found[0][0].tolist(), found[1]
 
 
-def _logits(model: Any, request: dict[str, Any], tokens: list[int]) -> Tensor:
+def logits_over(model: Any, config: Config, request: dict[str, Any], tokens: list[int]) -> Tensor:
+    """The logits (n, V) before each of n given tokens, with a configuration (teacher forcing)."""
     found: list[Tensor] = []
-    engine = model.turbo.token_model
 
     def read(*args: Any, **kwargs: Any) -> Tensor:
         found.append(engine.logits(engine.request(*args, **kwargs), tokens))
         return torch.tensor([tokens], device=found[0].device)
 
-    with engine.calls.diverted(read):
-        model.generate(**request)
+    with optimized(model, config):
+        engine = model.turbo.token_model
+        with engine.calls.diverted(read):
+            model.generate(**request)
     return found[0]

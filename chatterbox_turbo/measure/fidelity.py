@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,12 +29,16 @@ NUMERICAL_SNR_DB = 60.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One generation: ids of T3 (1, n) int64 (``None`` for voice conversion), samples (1, m) float32, seconds."""
+    """One generation: ids of T3 (1, n) int64 (``None`` for voice conversion), samples (1, m) float32, seconds.
+
+    ``memory``: what the request and its phases needed, one of ``Meter.history``.
+    """
 
     tokens: Tensor | None
     wav: Tensor
     phases: dict[str, float]
     seconds: float
+    memory: dict[str, Any] = field(default_factory=lambda: {"phases": []})
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,13 @@ def sample(model: Any, seed: int, request: dict[str, Any]) -> Sample:
     refresh(model)  # before the recorder's timers lie on top
     with recording(parts) as recorder:
         torch.manual_seed(seed)
-        start = time.perf_counter()
-        wav = model.generate(**request)
-        seconds = time.perf_counter() - start
+        with recorder.meter.request("generate"):
+            start = time.perf_counter()
+            wav = model.generate(**request)
+            seconds = time.perf_counter() - start
     if parts.t3 is not None and recorder.tokens is None:
         raise TurboError("The speech tokens could not be recorded.", f"Unknown patch points: {recorder.missing}.")
-    return Sample(recorder.tokens, wav, recorder.timer.seconds(), seconds)
+    return Sample(recorder.tokens, wav, recorder.timer.seconds(), seconds, recorder.meter.history()[-1])
 
 
 def compare_samples(model: Any, ours: Sample, reference: Sample) -> Comparison:

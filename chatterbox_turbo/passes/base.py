@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +12,13 @@ from typing import Any
 
 from ..config import Fidelity, OptimizationConfig, Section
 from ..patching import Journal
+from ..runtime.device.attention_kernels import Wanted
 from ..runtime.device.surroundings import plain
+from ..runtime.device.transfers import Transfers
+from ..runtime.memory.clearing import CachePolicy
 from ..runtime.voice.cache import VoiceCache
 from ..upstream.families import FAMILIES, Parts
+from ..upstream.prepared import Prepared
 
 
 @dataclass
@@ -63,6 +68,11 @@ class Switch:
         with plain():  # some call T3 or the acoustic half without the model's entry points
             return (getattr(self._thread, "handler", None) or self._function)(*args, **kwargs)
 
+    @property
+    def diverting(self) -> bool:
+        """Whether this thread's calls go elsewhere."""
+        return getattr(self._thread, "handler", None) is not None
+
     @contextmanager
     def diverted(self, handler: Callable[..., Any]) -> Iterator[None]:
         """In the body, ``handler`` gets the arguments and returns the result."""
@@ -81,11 +91,13 @@ class Engines:
         token_model: T3 as a function from requests to tokens (``passes.token_model.TokenModel``).
         flow: tokens to mel frames (``passes.flow.Flow``).
         vocoder: mel frames to samples (``passes.vocoder.Vocoder``).
+        text: how long texts are cut (``config.TextSection``).
     """
 
     token_model: Any = None
     flow: Any = None
     vocoder: Any = None
+    text: Any = None
 
 
 @dataclass
@@ -93,32 +105,55 @@ class Context:
     """The model that a pass works on, and the only ways in which it may change it.
 
     Attributes:
-        journal: for every write.
+        journal: for every write; one that cannot be undone to the bit once memory has been saved: ``give_up`` there.
+        arguments: each gets name and value of every argument of a request and returns what is to be in its place,
+            before anything else is done.
         scopes: what surrounds each ``generate`` (under the model's lock): a scope may rewrite the arguments before
-            its ``yield``, and replace ``call.result`` after it.
+            its ``yield``, and replace ``call.result`` after it. Around an utterance of a batch it is what completes it.
         settings: what is process-wide and rules whatever the model computes: calls, batches, a warm-up.
+        around: by part (``t3``, ``flow``), what surrounds the work of its engine, where everything else is in plain
+            surroundings; the engine then computes by torch's own operations, which heed it.
         applied, planned: names of the passes carried out so far, and of those that are to run.
         engines: what passes have put in place for batches.
         entry_points: what runs in place of one of upstream's (by name, except ``generate``), with its arguments and
             under the model's lock.
         voices: encoded voices, once a pass keeps them.
         remarks: by a pass's name, its remark for the report as it is now, where that may change after ``apply``.
+        attention: by part (``prefill``, ``flow``, ``encoder``), the kernel that is wanted, for whoever builds it;
+            without an entry the part chooses.
         reproduced: (namespace, name) pairs of functions outside the model that a pass reproduces: where one is patched
             later, the configuration is applied again.
+        caches: when memory that nobody uses is given back; never, unless the memory pass runs.
+        transfers: a record of what passes move between devices.
+        holdings: objects that hold tensors of their own beside the model's, by a name for the table of the memory. What
+            is in ``engines`` and ``voices`` is there anyway.
+        prepared: by a pass's name, what it has made of weights.
+        movable: ids of parameters and buffers whose device changes while the model works.
+        retries: asked when ``generate`` has failed: whether it is called once more.
     """
 
     parts: Parts
     config: OptimizationConfig
     journal: Journal = field(default_factory=Journal)
+    arguments: list[Callable[[str, Any], Any]] = field(default_factory=list)
     scopes: list[Scope] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
+    around: dict[str, Setting] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
     engines: Engines = field(default_factory=Engines)
     entry_points: dict[str, Callable[..., Any]] = field(default_factory=dict)
     voices: VoiceCache | None = None
     remarks: dict[str, Callable[[], str]] = field(default_factory=dict)
+    attention: dict[str, Wanted] = field(default_factory=dict)
     reproduced: list[tuple[Any, str]] = field(default_factory=list)
+    caches: CachePolicy = field(default_factory=CachePolicy)
+    transfers: Transfers = field(default_factory=Transfers)
+    # weak: whoever keeps the handle of a model that was reverted keeps nothing that passes have made
+    holdings: weakref.WeakValueDictionary[str, Any] = field(default_factory=weakref.WeakValueDictionary)
+    prepared: dict[str, Prepared] = field(default_factory=dict)
+    movable: set[int] = field(default_factory=set)
+    retries: list[Callable[[Exception], bool]] = field(default_factory=list)
 
 
 class Pass:
@@ -146,6 +181,10 @@ class Pass:
     def section(self, config: OptimizationConfig) -> Section:
         """The options of this pass; a pass from outside the package has no section and is demanded by being passed."""
         return getattr(config, self.name, None) or Section(enabled=True)
+
+    def idle(self, context: Context) -> str:
+        """Why these options ask for nothing, or an empty string where they ask for something."""
+        return self.section(context.config).idle
 
     def fidelity(self, context: Context) -> Fidelity:
         """The promise that this pass makes under these options, on this model's device."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from ..runtime.voice.unreadable import refuse
 from ..upstream import conditioning as upstream
 from ..upstream.patch_points import ALL
 from ..upstream.prepared import Prepared
-from .base import Call, Context, Pass, Scope, parameters
+from .base import Context, Pass
 
 REFERENCES = ("audio_prompt_path", "target_voice_path")
 
@@ -86,9 +84,10 @@ class ConditioningPass(Pass):
         context.reproduced += upstream.reproduced_names(parts)
         # what other weights have encoded is forgotten
         current = Prepared(encoding.modules, lambda: (encoding, ""), lambda _: voices.clear())
+        context.prepared[self.name] = current
         name = upstream.entry_point(parts)
         context.entry_points[name] = _preparing(current, voices, getattr(type(parts.model), name))
-        context.scopes.append(_refusing(parts.model))
+        context.arguments.append(_recording)
         return "; ".join(remarks)
 
     def _by_onednn(self, context: Context) -> bool:
@@ -107,21 +106,11 @@ def _without_graph(wrapped, instance, args, kwargs):
         return wrapped(*args, **kwargs)
 
 
-def _refusing(model: Any) -> Scope:
+def _recording(name: str, value: Any) -> Any:
     """Refuse what is no recording before upstream asks for its truth, which an array does not have."""
-    names = parameters(model.generate)
-
-    def checked(name: str, value: Any) -> Any:
-        if name in REFERENCES and value is not None and not isinstance(value, str | bytes | os.PathLike):
-            refuse(value)
-        return value
-
-    @contextmanager
-    def scope(call: Call) -> Iterator[None]:
-        call.rewrite(names, checked)
-        yield
-
-    return scope
+    if name in REFERENCES and value is not None and not isinstance(value, str | bytes | os.PathLike):
+        refuse(value)
+    return value
 
 
 def _preparing(current: Prepared[upstream.VoiceEncoding], voices: VoiceCache, original: Any):

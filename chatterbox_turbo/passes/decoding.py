@@ -6,17 +6,13 @@ Replaces ``T3.inference`` (Llama) and ``T3.inference_turbo`` (GPT-2) of upstream
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 from ..config import Fidelity, OptimizationConfig
 from ..runtime import arguments
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import analysis_names
 from ..upstream.patch_points import GPT2, LLAMA
-from .base import Call, Context, Pass, Scope, parameters
+from .base import Context, Pass
 from .token_model import TokenModel
 
 
@@ -30,7 +26,7 @@ class DecodingPass(Pass):
     replaces = ("t3.inference", "t3.inference_turbo")
 
     def fidelity(self, context: Context) -> Fidelity:
-        return "numerical" if _wants_static(context.config) else "exact"
+        return "numerical" if wants_static(context.config) else "exact"
 
     def check(self, context: Context) -> str:
         section, t3 = context.config.decoding, context.parts.t3
@@ -44,34 +40,28 @@ class DecodingPass(Pass):
 
     def apply(self, context: Context) -> str:
         t3 = context.parts.t3
-        obstacle = t3_weights.why_not(t3, context.journal) if _wants_static(context.config) else ""
-        static = _wants_static(context.config) and not obstacle
-        model = TokenModel(t3, context.config.decoding, static)
+        obstacle = t3_weights.why_not(t3, context.journal) if wants_static(context.config) else ""
+        static = wants_static(context.config) and not obstacle
+        around, attention = context.around.get("t3"), context.attention.get("prefill")
+        model = TokenModel(t3, context.config.decoding, static, around, attention)
         if static:
             t3_weights.fuse(t3, context.journal)
-            context.journal.record("cache of keys and values", model.release)
+            # before weights are restored, which it refers to; made again by the next use
+            context.journal.record("cache of keys and values", model.release, redo=lambda: None)
             model.prepare()
         name = "inference" if upstream_t3.is_llama(t3) else "inference_turbo"
         context.journal.wrap(t3, name, lambda wrapped, instance, args, kwargs: model.calls(*args, **kwargs))
         context.engines.token_model = model
+        if model.prepared is not None:
+            context.prepared[self.name] = model.prepared
         context.remarks[self.name] = lambda: f"{model.remark()}: {obstacle}" if obstacle else model.remark()
         context.reproduced += [*upstream_t3.sampling_names(t3), *analysis_names(t3)]
-        context.scopes.append(_plain_numbers(context.parts.model))
+        # before anything is done with them: upstream keeps ``exaggeration`` in the voice
+        context.arguments.append(arguments.plain)
         return context.remarks[self.name]()
 
 
-def _plain_numbers(model: Any) -> Scope:
-    """Look at the numbers of a call before anything is done with them: upstream keeps ``exaggeration`` in the voice."""
-    names = parameters(model.generate)
-
-    @contextmanager
-    def scope(call: Call) -> Iterator[None]:
-        call.rewrite(names, arguments.plain)
-        yield
-
-    return scope
-
-
-def _wants_static(config: OptimizationConfig) -> bool:
+def wants_static(config: OptimizationConfig) -> bool:
+    """Whether a step of this package's own is to compute, and not upstream's backbone."""
     backbone = config.decoding.backbone
     return backbone == "static" or (backbone == "auto" and config.fidelity != "exact")

@@ -7,7 +7,7 @@ inside them, the estimator's ``forward``; and before them the encoder's. The noi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from ..config import FlowSection
 from ..errors import InvalidRequestError
-from ..runtime.cpu.host_memory import keep_freed_blocks
+from ..runtime.device.attention_kernels import Wanted, choose
+from ..runtime.device.autocasting import inside
 from ..runtime.device.compilation import compiled
 from ..runtime.device.devices import arriving
 from ..runtime.s3gen.flow_estimator import velocity
 from ..runtime.s3gen.flow_solver import FlowSolver, schedule
 from ..runtime.s3gen.frames import stacked, valid_frames
 from ..runtime.s3gen.speech_encoder import SpeechEncoder
-from ..upstream import encoder_weights, flow_weights
+from ..upstream import encoder_weights, flow_inputs, flow_weights
+from ..upstream.flow_inputs import FlowInputs
 from ..upstream.prepared import Prepared
-from .base import Arguments, Context, Pass, Switch
+from .base import Arguments, Context, Pass, Setting, Switch
 
 TOKENS_PER_SECOND, FRAMES_PER_TOKEN = 25, 2
 CPU_BATCH_FRAMES, CUDA_BATCH_FRAMES = 2_000, 32_000  # 40 s, which is where a CPU has nothing more to gain; 11 min
@@ -56,8 +58,8 @@ class FlowPass(Pass):
         section, s3gen, journal = context.config.flow, context.parts.s3gen, context.journal
         flow_weights.fuse(s3gen, journal)
         encoder_weights.fuse(s3gen, journal)
-        flow = Flow(s3gen, section)
-        journal.record("buffers of the flow solver", flow.release)
+        flow = Flow(s3gen, section, context.attention, context.around.get("flow"))
+        journal.record("buffers of the flow solver", flow.release, redo=lambda: None)  # as in decoding
         remark = flow.prepare()
         name = "basic_euler" if flow_weights.is_mean_flow(s3gen) else "solve_euler"
         decoder, encoder = s3gen.flow.decoder, s3gen.flow.encoder
@@ -76,6 +78,7 @@ class FlowPass(Pass):
 
         journal.wrap(s3gen, "flow_inference", infer)
         context.engines.flow = flow
+        context.prepared[self.name] = flow.prepared
         context.remarks[self.name] = flow.remark
         return remark
 
@@ -84,11 +87,13 @@ class Flow:
     """Speech tokens to hidden states, and noise to mel frames, in upstream's terms.
 
     ``encoder_calls`` and ``solver_calls`` are those of upstream's functions; ``encode_all`` and ``solve_all`` answer
-    several of them at once.
+    several of them at once. ``attention``: what ``flow`` and ``encoder`` are to attend by.
     """
 
-    def __init__(self, s3gen: nn.Module, section: FlowSection):
-        self._s3gen, self._section = s3gen, section
+    def __init__(
+        self, s3gen: nn.Module, section: FlowSection, attention: Mapping[str, Wanted], around: Setting | None = None
+    ):
+        self._s3gen, self._section, self._attention, self._around = s3gen, section, attention, around
         self.prepared: Prepared[tuple[SpeechEncoder, FlowSolver]] = Prepared(
             lambda: (flow_weights.estimator_of(s3gen), encoder_weights.encoder_of(s3gen)), self._make, _release
         )
@@ -119,13 +124,23 @@ class Flow:
         if self._section.compile:
             function, reason = compiled(velocity, device=weights.device, dynamic=not cuda)
             remarks.append(f"not compiled: {reason}" if reason else "compiled")
-        graphs = self._section.graphs and cuda
+        if self._around is not None:  # of the velocity alone: a runner of graphs keeps it out
+            function = inside(self._around, function)
+        graphs = self._section.graphs and cuda and self._around is None
         if graphs:
             remarks.append("CUDA graphs")
-        keep_freed_blocks()
-        solver = FlowSolver(weights, not graphs, function, lambda: self.prepared.generation)
-        remark = ", ".join([str(weights.dtype).removeprefix("torch."), *remarks, *_costs(self._section)])
-        return (SpeechEncoder(encoder), solver), remark
+        kernels = {}
+        for part, dtype, width in (
+            ("flow", weights.dtype, flow_weights.head_width(self._s3gen)),
+            ("encoder", encoder_weights.format_of(self._s3gen), encoder_weights.head_width(self._s3gen)),
+        ):
+            wanted = self._attention.get(part)
+            kernels[part], chosen = choose(wanted, dtype, weights.device, width, positions=part == "encoder")
+            remarks += [f"{part}'s {chosen}"] if chosen else []
+        solver = FlowSolver(weights, not graphs, function, lambda: self.prepared.generation, kernels["flow"])
+        costs = _costs(self._section, flow_weights.is_mean_flow(self._s3gen))
+        remark = ", ".join([str(weights.dtype).removeprefix("torch."), *remarks, *costs])
+        return (SpeechEncoder(encoder, kernels["encoder"]), solver), remark
 
     def batch_frames(self) -> int:
         """Frames, padding included, that a batch of utterances has at most."""
@@ -176,6 +191,33 @@ class Flow:
             length = reference["prompt_token"].shape[1]
             reference["prompt_token_len"] = torch.as_tensor(reference["prompt_token_len"]).clamp(max=length)
         return {**options, "ref_dict": reference}
+
+    def inputs(self, tokens: Tensor, reference: dict[str, Any]) -> FlowInputs:
+        """What speech tokens (n,) are in the voice of a reference, for ``mels``.
+
+        Raises:
+            InvalidRequestError: there are no tokens, or one of them is none.
+        """
+        self.prepared.current()  # the part is on the device
+        tokens = self.watched(tokens)
+        self.check_tokens()
+        return flow_inputs.read(self._s3gen, tokens, self.own({"ref_dict": reference})["ref_dict"])
+
+    def draw(self, inputs: FlowInputs) -> Tensor:
+        """The noise (1, 80, frames) of one utterance, reference included; random numbers as upstream draws them."""
+        return flow_inputs.draw(self._s3gen, inputs)
+
+    @torch.inference_mode()
+    def mels(self, each: Sequence[FlowInputs], noises: Sequence[Tensor], steps: int | None) -> list[Tensor]:
+        """Mel frames (1, 80, 2 n) of several utterances, each from its noise, in one batch; ``steps``: upstream's."""
+        s3gen = self._s3gen
+        encoded = self.encode_all([((one.embedded, one.length), {}) for one in each])
+        calls = [
+            flow_inputs.solver_call(s3gen, one, states, mask, noise, steps)
+            for one, (states, mask), noise in zip(each, encoded, noises, strict=True)
+        ]
+        solved = self.solve_all([((), call) for call in calls])
+        return [flow_inputs.utterance(one, frames) for one, frames in zip(each, solved, strict=True)]
 
     @torch.inference_mode()
     def encode(
@@ -243,7 +285,7 @@ class Flow:
         s3gen, section = self._s3gen, self._section
         _, solver = self.prepared.current()
         mean_flow, times = flow_weights.is_mean_flow(s3gen), times.float()
-        if section.steps is not None:
+        if section.steps is not None and not (mean_flow and section.steps >= len(times) - 1):
             times = schedule(section.steps, not mean_flow and s3gen.flow.decoder.t_scheduler == "cosine", x.device)
         return solver.solve(
             x,
@@ -263,11 +305,12 @@ def _release(engines: tuple[SpeechEncoder, FlowSolver]) -> None:
         part.release()
 
 
-def _costs(section: FlowSection) -> list[str]:
+def _costs(section: FlowSection, mean_flow: bool) -> list[str]:
     """What each knob takes away, for the report; the figures are those of ``docs/benchmarks.md``."""
     costs = []
     if section.steps is not None:
-        costs.append(f"{section.steps} Euler steps (5 instead of 10: 21 dB SNR on mels)")
+        own = "at most the model's own, " if mean_flow else ""  # two, which it has been trained to take
+        costs.append(f"{section.steps} Euler steps ({own}5 instead of 10: 21 dB SNR on mels)")
     if section.guided_steps is not None:
         costs.append(f"{section.guided_steps} steps guided (5 of 10: 13 dB)")
     if section.prompt_seconds is not None:

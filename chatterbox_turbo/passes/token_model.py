@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,22 +17,26 @@ from ..config import DecodingSection
 from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
 from ..runtime import arguments
 from ..runtime.cpu.host_memory import use_huge_pages
+from ..runtime.device import attention_kernels
 from ..runtime.device.devices import on_device
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
 from ..runtime.t3.kv_cache import BUCKET, bucketed
-from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Vocabulary
+from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Token, Vocabulary
 from ..runtime.t3.sampling import SamplingParameters, guide
+from ..runtime.t3.service import Service, Ticket
 from ..runtime.t3.step_choice import choose_step
 from ..runtime.t3.token_loop import Loop
+from ..runtime.t3.transformer import prefill_format
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, build_analyzer
 from ..upstream.prepared import Prepared
-from .base import Switch
+from .base import Setting, Switch
 
 logger = logging.getLogger(__name__)
 TOKENS_PER_SECOND = 25
+UPSTREAMS_LIMIT = 1000  # that generate asks for
 LAG = 4  # steps that a GPU runs ahead of the host: more than a copy of a few bytes takes
 
 
@@ -39,19 +44,32 @@ class TokenModel:
     """T3 as a function from requests to speech tokens, in upstream's terms.
 
     ``request``: upstream's arguments to a request; ``run``: requests to tokens; ``speak``: both, for one. ``calls``
-    are those of upstream's function.
+    are those of upstream's function. ``service``: tokens as they come, of requests that share a batch. ``attention``:
+    what the prefill is to attend by.
     """
 
-    def __init__(self, t3: nn.Module, section: DecodingSection, static: bool):
-        self._t3, self._section = t3, section
+    def __init__(
+        self,
+        t3: nn.Module,
+        section: DecodingSection,
+        static: bool,
+        around: Setting | None = None,
+        attention: attention_kernels.Wanted | None = None,
+    ):
+        self._t3, self._section, self._attention = t3, section, attention
+        self._around = around or nullcontext  # of what computes tokens, not of what is kept for it
+        if around is not None:
+            self._section = section.model_copy(update={"kernel": "torch", "graphs": False})
         self._llama = upstream_t3.is_llama(t3)
         self._procedure = GUIDED if self._llama else UNGUIDED
         self._watch = t3_weights.watched_heads(t3)
+        self.ends: list[str] = []  # why the speech of each request of the last run has ended (``Token.end``)
         self.arrivals: list[float] = []  # when the host had each token of the last run (perf_counter)
         self.prepared: Prepared[Loop] | None = None  # without one, upstream's backbone computes
         if static:
             self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, lambda loop: loop.backbone.release())
         self.calls = Switch(self.speak)
+        self.service = Service(self._serve)
         self.request = self._guided_request if self._llama else self._unguided_request
 
     @property
@@ -64,6 +82,12 @@ class TokenModel:
         """The static backbone, where there is one."""
         return None if self.loop is None else self.loop.backbone
 
+    @property
+    def longest(self) -> int:
+        """Speech tokens that ``generate`` has at most, whatever the text."""
+        capacity = upstream_t3.token_capacity(self._t3)
+        return min(self._section.max_new_tokens or UPSTREAMS_LIMIT, capacity)
+
     def prepare(self) -> str:
         """Read the weights as they are now and choose a step for them; the remark for the report."""
         return self.remark() if self.prepared is None else self.prepared.renew()
@@ -74,19 +98,25 @@ class TokenModel:
 
     def release(self) -> None:
         """Give the memory of the static backbone back."""
+        self.service.abort("The configuration of the model has changed meanwhile.")
         if self.prepared is not None:
             self.prepared.release()
 
     def _make(self) -> tuple[Loop, str]:
         weights = t3_weights.read(self._t3)
-        laid = use_huge_pages(weights.matrices()) if self._section.huge_pages else 0
+        laid = use_huge_pages(weights.storages()) if self._section.huge_pages else 0
         step, remark = choose_step(weights, self._watch, self._section.kernel, self._section.graphs)
-        remark += f", {str(weights.dtype).removeprefix('torch.')}"
+        formats = [str(weights.dtype).removeprefix("torch."), *weights.schemes]
+        remark += f", {' with '.join(formats)}"
         if laid:
             remark += f"; {laid / 2**20:.0f} MiB of weights in huge pages"
         analysis = AlignmentAnalysis(upstream_t3.stop_token(self._t3), self._t3.device) if self._watch else None
         lag = LAG if self._t3.device.type == "cuda" else 0
-        backbone = StaticBackbone(weights, step)
+        dtype = prefill_format(step.cache_dtype, weights.device)
+        kernel, chosen = attention_kernels.choose(self._attention, dtype, weights.device, weights.head_width)
+        if chosen:
+            remark += f"; prefill's {chosen}"
+        backbone = StaticBackbone(weights, step, kernel)
         return Loop(backbone, self._procedure, self._vocabulary(), analysis, lag), remark
 
     def capture(self, request: Request) -> None:
@@ -107,46 +137,99 @@ class TokenModel:
         return tokens
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[Request], slots: int | None = None) -> list[Tensor]:
-        """Speech tokens (1, n) int64 of each request; ``slots``: how many run at once."""
+    def run(self, requests: Sequence[Request], slots: int | None = None, told: bool = True) -> list[Tensor]:
+        """Speech tokens (1, n) int64 of each request.
+
+        Args:
+            slots: how many run at once.
+            told: warn of speech that was cut, and refuse what has none; otherwise the caller looks at ``ends``.
+        """
+        self.service.drain()  # there is one batch, and one cache
         if self.prepared is None and len(requests) > 1:  # upstream's analyzer knows one text at a time
-            return [tokens for request in requests for tokens in self.run([request])]
+            each, ends = [], []
+            for request in requests:
+                each += self.run([request], told=told)
+                ends += self.ends
+            self.ends = ends
+            return each
         device, total = self._t3.device, sum(request.limit for request in requests)
         advance, finish = _progress(self._section, total)
         ids: list[list[int]] = [[] for _ in requests]
         ends: dict[int, tuple[str, int]] = {}
         self.arrivals = []
         try:
-            for token in self._loop(requests).generate(requests, slots):
-                self.arrivals.append(time.perf_counter())
-                if token.id is not None:
-                    ids[token.request].append(token.id)
-                    advance(sum(map(len, ids)))
-                if token.end is not None:
-                    ends[token.request] = (token.end, token.reasons)
+            loop = self._loop(requests)
+            with self._around():
+                for token in loop.generate(requests, slots):
+                    self.arrivals.append(time.perf_counter())
+                    if token.id is not None:
+                        ids[token.request].append(token.id)
+                        advance(sum(map(len, ids)))
+                    if token.end is not None:
+                        ends[token.request] = (token.end, token.reasons)
         finally:
             finish()
-            if self.backbone is not None and device.type == "cpu":
-                self.backbone.release()  # or its cache would lie beside what the audio needs
+            self._rest()
+        self.ends = [ends[number][0] for number in range(len(requests))]
         for number, request in enumerate(requests):
-            _tell(request, len(ids[number]), *ends[number])
+            if told:
+                _tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
                 ids[number].pop()  # inference_turbo returns speech without it
         return [on_device(torch.tensor([row], dtype=torch.long, device="cpu"), device) for row in ids]
 
+    def _serve(self, source: Iterator[Request | None]) -> Iterator[Token]:
+        if self.prepared is None:
+            tokens = self._in_turn(source)
+        else:
+            tokens = self.prepared.current().serve(source, self._section.streams, 2 if self._llama else 1)
+        try:
+            while True:
+                with self._around():  # not while whoever wants the token goes on with it
+                    token = next(tokens, None)
+                if token is None:
+                    return
+                yield token
+        finally:
+            tokens.close()
+            self._rest()
+
+    def _in_turn(self, source: Iterator[Request | None]) -> Iterator[Token]:
+        for number, request in enumerate(source):
+            if request is None:
+                return
+            for token in self._loop([request]).generate([request]):
+                yield replace(token, request=number)
+
+    def _rest(self) -> None:
+        """Let the cache of keys and values go on a CPU, or it would lie beside what the audio needs."""
+        if self.backbone is not None and self._t3.device.type == "cpu":
+            self.backbone.release()
+
+    def told(self, ticket: Ticket) -> None:
+        """Warn of speech that ended otherwise than by the model's own will.
+
+        Raises:
+            DecodingError: there is none.
+        """
+        if ticket.end is not None:
+            _tell(ticket.request, len(ticket.ids), ticket.end, ticket.reasons)
+
     @torch.inference_mode()
     def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:
         """Logits (n, V) fp32 after guidance that precede each of n given tokens (teacher forcing)."""
+        self.service.drain()
         loop = self._loop([request])
         rows, rest = request.embeds.size(0), len(tokens) - 1
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
-        loop.backbone.begin(1, rows)
-        each = [loop.backbone.admit([request.embeds], [rest + 1])]
         given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
         positions = torch.arange(1, rest + 1, device=weight.device)
-        for index in range(rest):
-            embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
-            each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
+        with self._around():
+            loop.backbone.begin(1, rows)
+            each = [loop.backbone.admit([request.embeds], [rest + 1])]
+            for index in range(rest):
+                embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
+                each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
         return torch.cat([guide(row[None].float(), weight) for row in each])
 
     def _loop(self, requests: Sequence[Request]) -> Loop:

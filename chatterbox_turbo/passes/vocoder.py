@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Fidelity, VocoderSection
-from ..runtime.cpu.host_memory import give_back, keep_freed_blocks
 from ..runtime.device.compilation import compiled
+from ..runtime.memory.clearing import CachePolicy
+from ..runtime.s3gen import streamed_vocoder
 from ..runtime.s3gen.vocoder import VocoderWeights, excite, synthesize, synthesize_all
 from ..runtime.s3gen.vocoder_network import Network, decode
 from ..upstream import vocoder_weights
 from ..upstream.prepared import Prepared
 from .base import Context, Pass, Switch
-
-LONG = 200  # frames (4 s): giving memory back first takes 40 ms, of half a second and more that these take
 
 
 class VocoderPass(Pass):
@@ -40,11 +39,12 @@ class VocoderPass(Pass):
 
     def apply(self, context: Context) -> str:
         module = context.parts.s3gen.mel2wav
-        vocoder = Vocoder(module, context.config.vocoder, context.config.fidelity)
+        vocoder = Vocoder(module, context.config.vocoder, context.config.fidelity, context.caches)
         context.journal.record("buffers of the vocoder", vocoder.release)
         remark = vocoder.prepare()
         context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.calls(*args, **kwargs))
         context.engines.vocoder = vocoder
+        context.prepared[self.name] = vocoder.prepared
         context.remarks[self.name] = vocoder.remark
         return remark
 
@@ -52,10 +52,11 @@ class VocoderPass(Pass):
 class Vocoder:
     """Mel frames to samples in upstream's terms; ``calls`` are those of upstream's function.
 
-    ``ceiling``: below ``numerical`` there are no graphs.
+    ``ceiling``: below ``numerical`` there are no graphs. ``caches``: what is given back before a call.
     """
 
-    def __init__(self, module: nn.Module, section: VocoderSection, ceiling: Fidelity):
+    def __init__(self, module: nn.Module, section: VocoderSection, ceiling: Fidelity, caches: CachePolicy):
+        self._caches = caches
         self._module, self._section, self._ceiling = module, section, ceiling
         self.prepared: Prepared[tuple[VocoderWeights, Network]] = Prepared(
             lambda: (module,), self._make, lambda made: made[1].release()
@@ -90,15 +91,13 @@ class Vocoder:
         graphs = wanted and self._ceiling != "exact"
         if wanted:
             remarks.append("CUDA graphs" if graphs else 'no CUDA graphs: padded lengths are above fidelity = "exact"')
-        keep_freed_blocks()
         network = Network(weights.network, not graphs, function, lambda: self.prepared.generation)
         return (weights, network), ", ".join(remarks)
 
     @torch.inference_mode()
     def speak(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, n) and source (B, 1, n); arguments as upstream's ``inference``."""
-        if speech_feat.device.type == "cpu" and speech_feat.size(2) >= LONG:
-            give_back()  # what flow matching has left in pieces that the vocoder's tensors do not fit into
+        self._caches.before_vocoder(speech_feat.device, speech_feat.size(2))
         return synthesize(*self.prepared.current(), speech_feat, cache_source)
 
     @torch.inference_mode()
@@ -110,3 +109,7 @@ class Vocoder:
     def speak_all(self, mels: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """Samples (1, n) of several utterances (1, 80, T) in one batch, each from its ``source``."""
         return synthesize_all(*self.prepared.current(), mels, sources)
+
+    def streamed(self, seed: int) -> streamed_vocoder.StreamedVocoder:
+        """The vocoder of one utterance that is rendered in windows."""
+        return streamed_vocoder.begin(self.prepared.current, self._module.conv_pre.bias.device, seed)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import SpeechTruncatedWarning
+from ..runtime.device import random_state
 from ..upstream import warmup as upstream
 from .base import Context, Pass, in_force
 
@@ -37,10 +38,9 @@ class WarmupPass(Pass):
         parts, level = context.parts, context.config.warmup.level
         attribute = upstream.voice_attribute(parts)
         voice = parts.voice
-        devices = [parts.device] if parts.device.type == "cuda" else []
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(random_state.kept(parts.device))
             stack.enter_context(warnings.catch_warnings())
             stack.enter_context(in_force(context.settings))
             warnings.simplefilter("ignore", SpeechTruncatedWarning)

@@ -26,7 +26,8 @@ class WatermarkPass(Pass):
 
     name = "watermark"
     summary = "no output without PerTh's watermark; no autograd graph while it is applied"
-    patch_points = ("generate", "watermarker.apply_watermark", "watermarker.get_watermark")
+    # not generate: whoever has patched that, its output is looked at
+    patch_points = ("watermarker.apply_watermark", "watermarker.get_watermark")
 
     def check(self, context: Context) -> str:
         return why_not_perth(context.parts.watermarker) or why_not_observed(context.parts.model)
@@ -35,6 +36,8 @@ class WatermarkPass(Pass):
         model, perth = context.parts.model, context.parts.watermarker
         detect = context.config.watermark.detect
         on_device, remark = _on_device(context)
+        if on_device is not None:
+            context.holdings["watermark copy"] = on_device
         marked = 0
 
         @torch.inference_mode()
@@ -52,15 +55,16 @@ class WatermarkPass(Pass):
             nonlocal marked
             marked = 0
             yield
-            if not torch.is_tensor(call.result):  # a fork's generate
-                if marked == 0:
+            if not (torch.is_tensor(call.result) and call.result.is_floating_point() and call.result.numel()):
+                if marked == 0:  # the result of a fork's generate, or of an app's around it
                     kind = type(call.result).__name__
                     warnings.warn(f"No watermark was applied to this {kind}.", WatermarkWarning, stacklevel=2)
                 return
             if marked == 0 or (detect and not detected(perth, call.result, model.sr)):
                 warnings.warn("An output had no watermark and was marked now.", WatermarkWarning, stacklevel=2)
-                signal = mark(perth.apply_watermark, call.result.squeeze(0).cpu().numpy(), model.sr, {})
-                call.result = torch.from_numpy(signal).unsqueeze(0)
+                channels = _channels(call.result)
+                signals = [mark(perth.apply_watermark, channel, model.sr, {}) for channel in channels]
+                call.result = torch.from_numpy(np.stack(signals)).reshape(call.result.shape).to(call.result)
 
         context.journal.set(model, "watermarker", ObservedWatermarker(perth, mark), yields=True)
         context.scopes.append(scope)
@@ -97,7 +101,12 @@ def _at_own_rate(apply: Callable, rate: int, signal: np.ndarray, sample_rate: in
     return resample(marked, rate, sample_rate)
 
 
+def _channels(wav: torch.Tensor) -> np.ndarray:
+    """Samples (..., n) as float32 (channels, n) on the CPU."""
+    return wav.detach().reshape(-1, wav.shape[-1]).float().cpu().numpy()
+
+
 @torch.inference_mode()
 def detected(perth, wav: torch.Tensor, sample_rate: int) -> bool:
-    """Whether PerTh's own detector finds its mark in (1, n) float32 samples."""
-    return bool(perth.get_watermark(wav.squeeze(0).cpu().numpy(), sample_rate=sample_rate).mean() == 1.0)
+    """Whether PerTh's own detector finds its mark in every channel of (..., n) floating-point samples."""
+    return all(perth.get_watermark(each, sample_rate=sample_rate).mean() == 1.0 for each in _channels(wav))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .device.quantized import QuantizedMatrix
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -20,5 +22,5 @@ class Norm:
 class Linear:
     """``x @ weight.T + bias``."""
 
-    weight: Tensor  # (out, in), rows contiguous
+    weight: Tensor | QuantizedMatrix  # (out, in), rows contiguous
     bias: Tensor | None = None  # (out,)

@@ -93,6 +93,11 @@ def mel_spectrogram(extractor: Any) -> MelSpectrogram | None:
     return MelSpectrogram(basis, defaults["n_fft"], defaults["hop_size"])
 
 
+def log_mels(s3gen: Any, samples: Tensor) -> Tensor:
+    """Upstream's log-mel spectrogram (B, 80, frames) of samples (B, m) at 24 kHz."""
+    return s3gen.mel_extractor(samples)
+
+
 def tokenizer_layers(parts: Parts, journal: Journal) -> list[nn.Linear]:
     """The linear layers of the speech tokenizer, nearly all of the work; without those that somebody has altered."""
     linear = (module for module in parts.s3gen.tokenizer.modules() if isinstance(module, nn.Linear))

@@ -21,6 +21,16 @@ def encoder_of(s3gen: nn.Module) -> nn.Module:
     return s3gen.flow.encoder
 
 
+def head_width(s3gen: nn.Module) -> int:
+    """Dh, the size of one attention head."""
+    return encoder_of(s3gen).encoders[0].self_attn.d_k
+
+
+def format_of(s3gen: nn.Module) -> torch.dtype:
+    """The number format of the encoder's matrices."""
+    return encoder_of(s3gen).encoders[0].self_attn.linear_q.weight.dtype
+
+
 def _layers(encoder: nn.Module) -> list[nn.Module]:
     return [*encoder.encoders, *encoder.up_encoders]
 

@@ -40,16 +40,19 @@ def fuse(s3gen: nn.Module, journal: Journal) -> None:
     parameters.fuse(lambda: _groups(estimator_of(s3gen)), journal, "fused weights of the flow estimator")
 
 
-def cast(s3gen: nn.Module, dtype: torch.dtype, journal: Journal) -> None:
+def cast(s3gen: nn.Module, dtype: torch.dtype, journal: Journal) -> parameters.Cast:
     """Change the format of every matrix of the velocity network; undoing restores each to the bit.
 
     Norms, biases and the time embedding keep theirs, and so does everything else of S3Gen: the encoder, the vocoder,
     and above all the token ids, which upstream casts along with the flow's weights.
     """
-    parameters.cast(list(_matrices(estimator_of(s3gen))), dtype, journal, "number format of the flow estimator")
+    estimator = estimator_of(s3gen)
+    groups = [(estimator.final_proj.bias, matrices(estimator))]
+    return parameters.cast(groups, dtype, journal, "number format of the flow estimator")
 
 
-def _matrices(estimator: nn.Module) -> Iterator[nn.Parameter]:
+def matrices(estimator: nn.Module) -> Iterator[nn.Parameter]:
+    """What ``cast`` changes."""
     yield from (parameter for group in _groups(estimator) for parameter in group)
     for resnet, blocks, after in _stages(estimator):
         convolutions = [resnet.block1.block[0], resnet.block2.block[0], resnet.res_conv, after]
@@ -93,6 +96,17 @@ def read(s3gen: nn.Module) -> EstimatorWeights:
         projection=as_conv(estimator.final_proj),
         heads=estimator.down_blocks[0][1][0].attn1.heads,
     )
+
+
+def head_width(s3gen: nn.Module) -> int:
+    """Dh, the size of one attention head."""
+    _, blocks, _ = _stages(estimator_of(s3gen))[0]
+    return blocks[0].attn1.to_q.out_features // blocks[0].attn1.heads
+
+
+def format_of(s3gen: nn.Module) -> torch.dtype:
+    """The number format of the estimator's matrices."""
+    return estimator_of(s3gen).final_proj.weight.dtype
 
 
 def time_projections(s3gen: nn.Module, times: Tensor) -> Tensor:

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 from ..errors import LONG, InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError, brief
-from .families import FAMILIES, TITLES
+from . import quantized_checkpoint
+from .families import FAMILIES, TITLES, identify
 from .rebinding import from_local, from_pretrained, original
+from .survey import Surveyed
+from .survey import survey as survey_of
 
 _CLASSES = {
     "english": ("chatterbox.tts", "ChatterboxTTS"),
@@ -61,11 +64,46 @@ def key_file(family: str) -> tuple[str, str]:
     return _KEY_FILES[family]
 
 
+def family_in(folder: Path, named: str | None = None) -> str:
+    """The family of a checkpoint folder: what a quantized one says of itself, else the one named, else by its files.
+
+    Raises:
+        ModelUnavailableError: it holds no model that speaks, or several and none is named.
+    """
+    described = quantized_checkpoint.read(folder)
+    speaking = {family: file for family, (_, file) in _KEY_FILES.items() if family != "vc"}
+    there = [family for family, file in speaking.items() if (folder / file).exists()]
+    found = [described.family] if described else [named] if named else there
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ModelUnavailableError(
+            f"{folder} holds several models: {', '.join(found)}.", "", "Say which with --model."
+        )
+    raise ModelUnavailableError(
+        f"{folder} is no checkpoint of a model that speaks.",
+        f"It has none of {', '.join(sorted(speaking.values()))}.",
+        "Pass a folder that upstream's from_local reads, and --model where its files have other names.",
+    )
+
+
 def is_cached(family: str) -> bool:
     """Whether the checkpoint of a family is in the Hugging Face cache of this user."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(*key_file(family)), str)
+
+
+def load_own(family: str, device: str, folder: Path | None = None) -> Any:
+    """A model by upstream's own loader as it is, for comparisons.
+
+    Raises:
+        ModelUnavailableError: upstream is missing, broken, or too old to have this family. Else what upstream raises.
+    """
+    cls, options = model_class(family), {"nano": True} if family == "nano" else {}
+    if folder is None:
+        return cls.from_pretrained(device, **options)
+    return cls.from_local(folder, device, **options)
 
 
 def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
@@ -84,6 +122,54 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
         ModelUnavailableError: the files are not there and cannot be had, or do not fit; the cause is in the message.
         ForeignPatchError: the class's loader is a wrapper that calls this function and hides upstream's own.
     """
+    cls, title, options = _checked(source, folder, options)
+    try:
+        if folder is not None:
+            return from_local(cls, Path(folder), device, mapped, **options)
+        return from_pretrained(cls, device, mapped, **options)
+    except (TurboError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _unavailable(title, folder, error) from error
+
+
+def survey(source: Any, folder: str | Path | None = None, **options: Any) -> tuple[Surveyed, str]:
+    """A checkpoint and its family, without reading its weights (``survey.survey``). Arguments and errors as ``load``.
+
+    Raises:
+        ModelUnavailableError: also where it is quantized already, or has no T3.
+    """
+    cls, title, options = _checked(source, folder, options)
+
+    def look(cls: Any, folder: Any, device: Any = None, **options: Any) -> Surveyed:
+        if (found := quantized_checkpoint.read(Path(folder))) is not None:
+            raise ModelUnavailableError(
+                f"{brief(str(folder), LONG)} is quantized already ({found.scheme}).",
+                "Rounding it once more would only add to the error.",
+                "Start from the original checkpoint.",
+            )
+        return survey_of(cls, Path(folder), **options)
+
+    if "vc" in families_of(cls, options):
+        raise ModelUnavailableError(f"{title} has no T3, so that there is nothing to quantize.")
+    try:
+        found = look(cls, folder, **options) if folder else from_pretrained(cls, "cpu", load=look, **options)
+        return found, identify(found.model).family
+    except (TurboError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unavailable(title, folder, error) from error
+
+
+def families_of(cls: Any, options: Mapping[str, Any]) -> set[str]:
+    """The families that a class may load with these options; none where it is no class of upstream's."""
+    names = {(base.__module__, base.__name__) for base in cls.__mro__}
+    found = {family for family, name in _CLASSES.items() if name in names}
+    return found - {"turbo" if options.get("nano") else "nano"} if len(found) > 1 else found
+
+
+def _checked(source: Any, folder: Any, options: dict[str, Any]) -> tuple[Any, str, dict[str, Any]]:
+    """Upstream's class, its title and the options of its loader, or an error as ``load`` raises it."""
     if isinstance(source, str):
         cls, title = model_class(source), TITLES[source]
         options = {"nano": True, **options} if source == "nano" else options
@@ -97,24 +183,20 @@ def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: 
             f"Pass ChatterboxTTS or another of upstream's classes, or one of {', '.join(FAMILIES)}; optimize a model "
             "that is loaded already with apply(model).",
         )
+    if folder is not None and not os.path.isdir(folder):
+        raise ModelUnavailableError(
+            f"There is no folder {brief(str(folder), LONG)}.", "", "Pass the folder of a checkpoint."
+        )
+    if folder is not None and (quantized := quantized_checkpoint.read(Path(folder))) is not None:
+        quantized.check_family(families_of(cls, options), title, Path(folder))
+        options = {**quantized.options, **options}
     unknown = [name for name in options if not _takes(loader, name)]
     if unknown:
         known = ", ".join(name for name in _parameters(loader) if name not in ("cls", "ckpt_dir", "device"))
         raise InvalidRequestError(
             f"{title} takes no option {', '.join(unknown)}.", "", f"Options of its loader: {known or 'none'}."
         )
-    if folder is not None and not os.path.isdir(folder):
-        raise ModelUnavailableError(
-            f"There is no folder {brief(str(folder), LONG)}.", "", "Pass the folder of a checkpoint."
-        )
-    try:
-        if folder is not None:
-            return from_local(cls, Path(folder), device, mapped, **options)
-        return from_pretrained(cls, device, mapped, **options)
-    except (TurboError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise _unavailable(title, folder, error) from error
+    return cls, title, options
 
 
 def _parameters(loader: Any) -> Mapping[str, Parameter]:

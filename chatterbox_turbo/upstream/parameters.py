@@ -5,39 +5,134 @@ The parameters stay the objects that upstream made, so that everything which hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..patching import Journal
-from ..runtime.cpu.host_memory import EVERY, give_back
 from ..runtime.device import half_precision
+from ..runtime.memory.clearing import replaced
 
 Group = Sequence[nn.Parameter]
 
 
-def cast(parameters: Sequence[nn.Parameter], dtype: torch.dtype, journal: Journal, description: str) -> None:
-    """Change the format of every parameter; undoing restores each to the bit."""
-    for number, parameter in enumerate(parameters):
-        original = parameter.dtype
+@dataclass
+class _Change:
+    """One parameter that was cast.
+
+    Attributes:
+        original: its format before.
+        version: how often its values had been written in place by then.
+        remainder: what gives its values back; ``None`` once it was let go.
+        companion: a parameter beside it that keeps its format, and so shows whether somebody has cast the whole part.
+    """
+
+    parameter: nn.Parameter
+    original: torch.dtype
+    version: int | None
+    remainder: half_precision.Remainder | None
+    companion: nn.Parameter
+    companion_was: torch.dtype
+
+
+class Cast:
+    """Other number formats of some parameters, taken back in one go, or not at all where memory runs out.
+
+    Taking back restores each parameter to the bit, unless ``forget`` was called: then the rounded values get the
+    original format. Where the app has cast or moved the part meanwhile, it has the app's format and place afterwards,
+    as if this cast had never been. Values that were written since (``load_state_dict``) stay as they are, rounded.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self._dtype = dtype
+        self._changes: list[_Change] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the host from which the original values are restored."""
+        return sum(change.remainder.nbytes for change in self._changes if change.remainder is not None)
+
+    def add(self, parameter: nn.Parameter, companion: nn.Parameter) -> None:
+        """Cast one more; nothing happens to a parameter that has the format."""
+        if parameter.dtype == self._dtype:
+            return
         with torch.no_grad():
-            half, restore = half_precision.cast(parameter.data, dtype)
-
-        def undo(number=number, parameter=parameter, restore=restore, original=original) -> None:
-            with torch.no_grad():
-                if parameter.dtype == dtype:
-                    parameter.data = restore(parameter.data)
-                elif parameter.dtype != original:  # somebody else has cast it meanwhile
-                    parameter.data = parameter.data.to(original)
-            _give_back_sometimes(number)
-
-        journal.record(description, undo)
+            half, remainder = half_precision.cast(parameter.data, self._dtype)
+        self._changes.append(
+            _Change(parameter, parameter.dtype, _version(parameter), remainder, companion, companion.dtype)
+        )
         parameter.data = half
         del half
-        _give_back_sometimes(number)
-    give_back()
+        replaced(len(self._changes) - 1)
+
+    def forget(self) -> None:
+        """Let the memory go from which the original values are restored."""
+        for change in self._changes:
+            change.remainder = None
+        replaced()
+
+    def undo(self) -> None:
+        """Take it back; where that fails for one parameter, none of them is."""
+        done = 0
+        try:
+            for change in self._changes:
+                with torch.no_grad():
+                    change.parameter.data = self._before(change)
+                done += 1
+                replaced(done)
+        except BaseException:
+            self._redo(self._changes[:done])
+            raise
+        replaced()
+
+    def redo(self) -> None:
+        """Cast again what was taken back."""
+        self._redo(self._changes)
+
+    def _redo(self, changes: Sequence[_Change]) -> None:
+        for number, change in enumerate(changes):
+            with torch.no_grad():
+                change.parameter.data = half_precision.cast(change.parameter.data, self._dtype)[0]
+            replaced(number)
+
+    def _before(self, change: _Change) -> Tensor:
+        data = change.parameter.data
+        half = data.to(self._dtype)
+        # cast once more since, into a format that holds every number of this one
+        wider = data.dtype in (torch.float32, torch.float64) and torch.equal(half.to(data.dtype), data)
+        same = data.dtype == self._dtype or wider
+        if same and change.remainder is not None and _version(change.parameter) == change.version:
+            data = change.remainder(half)
+        now = change.companion.dtype
+        cast_since = now != change.companion_was and now.is_floating_point
+        return data.to(now if cast_since else change.original)
+
+
+def _version(parameter: nn.Parameter) -> int | None:
+    return None if parameter.is_inference() else parameter._version
+
+
+def cast(
+    groups: Iterable[tuple[nn.Parameter, Iterable[nn.Parameter]]],
+    dtype: torch.dtype,
+    journal: Journal,
+    description: str,
+) -> Cast:
+    """Change the format of every parameter; undoing restores each to the bit (``Cast``).
+
+    Args:
+        groups: parameters, each with its companion: one of the same module that keeps its format.
+    """
+    made = Cast(dtype)
+    journal.record(description, made.undo, made.redo)
+    for companion, parameters in groups:
+        for parameter in parameters:
+            made.add(parameter, companion)
+    replaced()
+    return made
 
 
 def fuse(groups: Callable[[], Sequence[Group]], journal: Journal, description: str, transposed: bool = False) -> None:
@@ -51,12 +146,12 @@ def fuse(groups: Callable[[], Sequence[Group]], journal: Journal, description: s
             _separate(group)
             with suppress(AttributeError, IndexError):  # another architecture has been put there
                 _separate(groups()[number])
-            _give_back_sometimes(number)
+            replaced(number)
 
         journal.record(description, undo)
         fuse_group(group, transposed)
-        _give_back_sometimes(number)
-    give_back()
+        replaced(number)
+    replaced()
 
 
 def fuse_group(group: Group, transposed: bool = False) -> None:
@@ -101,8 +196,3 @@ def fused(group: Group, transposed: bool = False) -> Tensor:
         fuse_group(group, transposed)
         rows = whole(group, transposed)
     return rows
-
-
-def _give_back_sometimes(number: int) -> None:
-    if number % EVERY == 0:  # and so at the last undo, which is that of number 0
-        give_back()

@@ -12,6 +12,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -55,9 +56,20 @@ class Finding:
 
 
 _POINTS = (
-    PatchPoint("generate", LLAMA, ("text", "audio_prompt_path", "exaggeration", "cfg_weight", "temperature")),
-    PatchPoint("generate", GPT2, ("text", "audio_prompt_path", "temperature", "top_k", "top_p")),
-    PatchPoint("generate", ("vc",), ("audio", "target_voice_path")),
+    PatchPoint(
+        "generate",
+        LLAMA,
+        ("text", "audio_prompt_path", "exaggeration", "cfg_weight", "temperature"),
+        # English; Multilingual up to 0.1.7, and of the development branch
+        code=frozenset({"3a0c01ba9bc3", "b38d9c315079", "fedd296dec44"}),
+    ),
+    PatchPoint(
+        "generate",
+        GPT2,
+        ("text", "audio_prompt_path", "temperature", "top_k", "top_p"),
+        code=frozenset({"df26b53b8710"}),  # 0.1.6 to the development branch
+    ),
+    PatchPoint("generate", ("vc",), ("audio", "target_voice_path"), code=frozenset({"4ea2480b7f30"})),
     PatchPoint(
         "prepare_conditionals",
         SPEAKING,
@@ -98,6 +110,18 @@ _POINTS = (
         package="transformers",
     ),
     PatchPoint(
+        "s3gen.flow.inference",
+        ALL,
+        ("token", "token_len", "prompt_token", "prompt_feat", "embedding", "finalize"),
+        code=frozenset({"6b1c61b63b7a", "16f51cb0aa24"}),  # 0.1.4 and 0.1.5; 0.1.6 to the development branch
+    ),
+    PatchPoint(
+        "s3gen.flow.decoder.forward",
+        ALL,
+        ("mu", "mask", "n_timesteps", "spks", "cond"),
+        code=frozenset({"cebb810d8469", "e1e9ca9bbf8b"}),  # as above
+    ),
+    PatchPoint(
         "s3gen.flow.decoder.solve_euler",
         (*LLAMA, "vc"),
         ("x", "t_span", "mu", "mask", "spks", "cond"),
@@ -123,7 +147,10 @@ _POINTS = (
     ),
     PatchPoint("s3gen.embed_ref", ALL, ("ref_wav", "ref_sr", "device")),
     PatchPoint("s3gen.tokenizer.forward", ALL, ("wavs", "max_len")),
-    PatchPoint("s3gen.flow_inference", ALL, ("speech_tokens", "ref_dict")),
+    # of each of these three, 0.1.4 and 0.1.5; 0.1.6 to the development branch
+    PatchPoint(
+        "s3gen.flow_inference", ALL, ("speech_tokens", "ref_dict"), code=frozenset({"22c7373a70fe", "e359cf512887"})
+    ),
     PatchPoint(
         "s3gen.mel2wav.inference",
         ALL,
@@ -132,8 +159,8 @@ _POINTS = (
     ),
     PatchPoint("s3gen.mel2wav.decode", ALL, ("x", "s"), code=frozenset({"9ecd7534854d"})),
     PatchPoint("s3gen.mel2wav.m_source.l_sin_gen.forward", ALL, ("f0",), code=frozenset({"32ac3e72aa40"})),
-    PatchPoint("s3gen.hift_inference", ALL, ("speech_feat",)),
-    PatchPoint("s3gen.inference", ALL, ("speech_tokens", "ref_dict")),
+    PatchPoint("s3gen.hift_inference", ALL, ("speech_feat",), code=frozenset({"f5fe420703b5", "312754297b6a"})),
+    PatchPoint("s3gen.inference", ALL, ("speech_tokens", "ref_dict"), code=frozenset({"982c6304f0a4", "cf0d51d93e88"})),
     PatchPoint(
         "watermarker.apply_watermark",
         ALL,
@@ -192,6 +219,13 @@ def check(parts: Parts, point: PatchPoint, journal: Journal | None = None) -> Fi
         problem = f"the code of {point.path} is not one that this package reproduces (digest {digest(original)})"
         return Finding(point.path, problem, forceable=True)
     return Finding(point.path)
+
+
+def first_problem(parts: Parts, paths: Iterable[str], journal: Journal | None = None) -> str:
+    """What is wrong with the first patch point that does not fit, unknown code included; empty where all do."""
+    points = patch_points(parts.family)
+    findings = (check(parts, points[path], journal) for path in paths)
+    return next((finding.problem for finding in findings if finding.problem), "")
 
 
 def check_all(parts: Parts, journal: Journal | None = None) -> list[Finding]:

@@ -18,18 +18,21 @@ class Fingerprint:
 
     It notices ``.to()``, casts, ``load_state_dict`` (in place and by assignment) and tensors that are replaced. It does
     not notice values written through ``.data``; what is read in place has those anyway.
+
+    ``addresses``: without them it does not notice that values lie elsewhere now.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]):
+    def __init__(self, modules: Sequence[nn.Module], addresses: bool = True):
+        self._state = _state if addresses else _content
         # weak references: an address alone may be that of another tensor by now
-        self._entries = [(weakref.ref(tensor), _state(tensor)) for tensor in _tensors(modules)]
+        self._entries = [(weakref.ref(tensor), self._state(tensor)) for tensor in _tensors(modules)]
 
     def fits(self, modules: Sequence[nn.Module]) -> bool:
         """Whether all of it is as it was."""
         known = iter(self._entries)
         for tensor in _tensors(modules):
             reference, state = next(known, (None, None))
-            if reference is None or reference() is not tensor or _state(tensor) != state:
+            if reference is None or reference() is not tensor or self._state(tensor) != state:
                 return False
         return next(known, None) is None
 
@@ -47,6 +50,10 @@ def _state(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, None if tensor.is_inference() else tensor._version
 
 
+def _content(tensor: Tensor) -> tuple[Any, ...]:
+    return _state(tensor)[1:]
+
+
 class Prepared(Generic[T]):
     """A value made of the weights of some modules, and made again before it is used once they have changed.
 
@@ -58,6 +65,9 @@ class Prepared(Generic[T]):
 
     Attributes:
         generation: goes up with each value; graphs that hold on to addresses of an older one are void.
+        addresses: whether a value refers to where the weights are; without, they may move.
+        needed: called before a value is used: the weights may be elsewhere.
+        away: they are elsewhere and come back; until then a value is not looked at.
     """
 
     def __init__(self, modules: Modules, make: Callable[[], tuple[T, str]], release: Callable[[T], None]):
@@ -65,6 +75,8 @@ class Prepared(Generic[T]):
         self._value: T | None = None
         self._fingerprint: Fingerprint | None = None
         self._remark, self.generation = "", 0
+        self.addresses, self.away = True, False
+        self.needed: Callable[[], None] = _nothing
 
     @property
     def value(self) -> T | None:
@@ -74,15 +86,20 @@ class Prepared(Generic[T]):
     @property
     def remark(self) -> str:
         """The remark of the value that is there, and whether the next use makes another one."""
-        if self._value is None or self._fingerprint.fits(self._modules()):
+        if self._value is None or self.fits():
             return self._remark
         return f"{self._remark} (weights have changed since, and are read again by the next call)"
 
     def current(self) -> T:
         """The value for the weights as they are now."""
-        if self._value is None or not self._fingerprint.fits(self._modules()):
+        self.needed()
+        if self._value is None or not self.fits():
             self.renew()
         return self._value
+
+    def fits(self) -> bool:
+        """Whether the value is that of the weights as they are now."""
+        return self._value is not None and (self.away or self._fingerprint.fits(self._modules()))
 
     def renew(self) -> str:
         """Make the value of the weights as they are now; its remark."""
@@ -90,7 +107,7 @@ class Prepared(Generic[T]):
         with torch.inference_mode(False), torch.no_grad():
             value, self._remark = self._make()
         self.generation += 1
-        self._value, self._fingerprint = value, Fingerprint(self._modules())
+        self._value, self._fingerprint = value, Fingerprint(self._modules(), self.addresses)
         return self._remark
 
     def release(self) -> None:
@@ -98,3 +115,7 @@ class Prepared(Generic[T]):
         if self._value is not None:
             self._release(self._value)
         self._value = None
+
+
+def _nothing() -> None:
+    pass

@@ -35,9 +35,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ForeignPatchError, SlowLoadingWarning, TurboError
+from ..errors import ForeignPatchError, ModelUnavailableError, SlowLoadingWarning, TurboError
 from ..runtime.loading.construction import OwnRandomness, UnfamiliarConstructionError, construct, fill
 from ..runtime.loading.mapped_files import MappedFiles
+from . import quantized_checkpoint
+from .quantized_checkpoint import QuantizedCheckpoint
 
 _FILES = (".safetensors", ".pt", ".json")
 
@@ -69,8 +71,11 @@ def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **opti
         Exception: what upstream's own raises otherwise.
     """
     cls = vars(cls).get("stands_for", cls)
-    with _once(cls, "from_local") as run:
-        loading = _Loading(device, mapped)
+    quantized = quantized_checkpoint.read(Path(folder))
+    if quantized:
+        quantized.check_content(Path(folder))
+    with once(cls, "from_local") as run:
+        loading = Loading(device, mapped, quantized)
         try:
             model = loading.run(cls, folder, options)
             problem = "" if run.nested else loading.problem()
@@ -78,6 +83,8 @@ def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **opti
             raise
         except Exception as error:  # upstream's own decides whether it is one
             model, problem = None, f"{type(error).__name__}: {error}"
+        if problem and quantized:  # upstream's own cannot read it
+            raise ModelUnavailableError(f"{cls.__name__} cannot be loaded from a quantized checkpoint: {problem}.")
         if model is None or (problem and loading.built):  # nothing, or of ours and half filled
             model = cls.from_local(folder, device, **options)
     if problem:
@@ -85,15 +92,17 @@ def from_local(cls: Any, folder: Path, device: str, mapped: bool = False, **opti
     return model
 
 
-def from_pretrained(cls: Any, device: str, mapped: bool = False, **options: Any) -> Any:
+def from_pretrained(
+    cls: Any, device: str, mapped: bool = False, load: Callable[..., Any] | None = None, **options: Any
+) -> Any:
     """``cls.from_pretrained(device, **options)``: the files that it asks for, then ``from_local`` of this module.
 
-    Errors as in ``from_local``, and what the hub's client raises.
+    ``load``: called in the place of this (class, folder, device). Errors as there, and what the hub's client raises.
     """
     import huggingface_hub
 
     cls = vars(cls).get("stands_for", cls)
-    load = staticmethod(partial(from_local, cls, mapped=mapped))
+    load = staticmethod(partial(load, cls) if load else partial(from_local, cls, mapped=mapped))
     stand_in = type(cls.__name__, (cls,), {"from_local": load, "stands_for": cls})
     function = original(cls.from_pretrained)
 
@@ -102,7 +111,7 @@ def from_pretrained(cls: Any, device: str, mapped: bool = False, **options: Any)
             return _in_parallel(function.__code__)
         return _without_demand(value) if value is huggingface_hub.snapshot_download else None
 
-    with _once(cls, "from_pretrained") as run:
+    with once(cls, "from_pretrained") as run:
         if function is None:
             model = stand_in.from_pretrained(device, **options)
         else:
@@ -113,7 +122,7 @@ def from_pretrained(cls: Any, device: str, mapped: bool = False, **options: Any)
 
 
 @contextmanager
-def _once(cls: Any, name: str) -> Iterator[_Run]:
+def once(cls: Any, name: str) -> Iterator[_Run]:
     """Refuse to run a class's loader inside itself."""
     running = _running.get()
     if any(run.cls is cls and run.name == name for run in running):
@@ -137,12 +146,19 @@ def _warn_slow(cls: Any, name: str, problem: str) -> None:
     warnings.warn(message, SlowLoadingWarning, stacklevel=5)
 
 
-class _Loading:
-    """One call of ``from_local``."""
+class Loading:
+    """One call of ``from_local``.
 
-    def __init__(self, device: str, mapped: bool):
-        self._device = device
-        self._files = MappedFiles(keep=mapped)
+    Attributes:
+        files: what it reads.
+        tensors: of each file of weights that it has read so far, by the name that upstream calls it.
+        built: modules that await their values, or have got them.
+    """
+
+    def __init__(self, device: str, mapped: bool, quantized: QuantizedCheckpoint | None = None):
+        self._device, self._quantized = device, quantized
+        self.files = MappedFiles(keep=mapped)
+        self.tensors: dict[str, dict[str, torch.Tensor]] = {}
         self.built: list[nn.Module] = []
 
     def run(self, cls: Any, folder: Path, options: dict[str, Any]) -> Any:
@@ -151,7 +167,11 @@ class _Loading:
             raise UnfamiliarConstructionError(f"{cls.__name__}.from_local is no class method written in Python")
         names = _names(function, self._replacement)
         with OwnRandomness():  # for what is built without us: the watermarker
-            return MethodType(_rebound(function, names), cls)(folder, self._device, **options)
+            model = MethodType(_rebound(function, names), cls)(folder, self._device, **options)
+        if self._quantized:
+            voices = function.__globals__.get("Conditionals")
+            self._quantized.give_voice(model, voices, Path(folder), self.files, self._device)
+        return model
 
     def problem(self) -> str:
         """What kept this from being fast, or an empty string."""
@@ -166,7 +186,7 @@ class _Loading:
         if isinstance(value, type) and issubclass(value, nn.Module):
             return partial(self._build, value)
         if value is load_file:
-            return lambda filename, device="cpu": self._files.safetensors(Path(filename))
+            return lambda filename, device="cpu": self._read(Path(filename))
         if value is torch:
             return _TorchWith(load=self._load)
         return None
@@ -176,16 +196,32 @@ class _Loading:
 
         def load_state_dict(state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
             del module.load_state_dict  # from here on the class's own
-            return fill(module, state_dict, self._files, torch.device(self._device), strict)
+            return self._fill(module, state_dict, strict)
 
         module.load_state_dict = load_state_dict
         self.built.append(module)
         return module
 
+    def _fill(self, module: nn.Module, state: Any, strict: bool) -> Any:
+        path, device = self.files.path_of(state), torch.device(self._device)
+        if self._quantized and path is not None and path.name == self._quantized.t3:
+            state = self._quantized.put_into(module, state, path, device)
+        return fill(module, state, self.files, device, strict)
+
+    def _read(self, path: Path) -> dict[str, torch.Tensor]:
+        found = self._quantized.file_for(path) if self._quantized else None
+        tensors = self.tensors[path.name] = self.files.safetensors(found or path)
+        quantized_checkpoint.check_foreign(tensors, path)
+        return tensors
+
     def _load(self, f: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("weights_only") and isinstance(f, str | Path):
-            tensors = self._files.archive(Path(f))
+            path = Path(f)
+            if self._quantized and self._quantized.file_for(path):
+                return self._read(path)
+            tensors = self.files.archive(path)
             if tensors is not None:
+                self.tensors[path.name] = tensors
                 return tensors
         return torch.load(f, *args, **kwargs)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from operator import is_not
 from typing import Any
@@ -24,7 +24,14 @@ from .patch_points import owner_of, patch_points
 from .watermarker import observed, why_not_perth
 
 # Packages whose layers the passes know; an adapter's or a quantizer's classes live elsewhere.
-_HOMES = ("torch.nn.", "transformers.", "chatterbox.", "diffusers.", "s3tokenizer.")
+_HOMES = (
+    "torch.nn.",
+    "transformers.",
+    "chatterbox.",
+    "diffusers.",
+    "s3tokenizer.",
+    "chatterbox_turbo.runtime.device.quantized",
+)
 # Hooks that look on: Transformers' collect outputs, the multilingual analyzer's attention maps, this package's times.
 _ONLOOKERS = ("transformers.", "chatterbox.", "chatterbox_turbo.")
 # What passes compute from weights; all else runs as a module, with whatever is hung on it.
@@ -115,6 +122,7 @@ class _Seen:
     hooks: tuple[Any, ...]
     forward: Any
     weight: tuple[Any, Any] | None
+    moves: bool
 
 
 class Structure:
@@ -124,15 +132,22 @@ class Structure:
         parts: the model.
         journal: what it has put there.
         names: (namespace, name) pairs of functions and classes that passes reproduce and that no attribute leads to.
+        movable: ids of tensors that this package moves between devices itself.
     """
 
-    def __init__(self, parts: Parts, journal: Journal, names: Sequence[tuple[Any, str]] = ()):
+    def __init__(
+        self,
+        parts: Parts,
+        journal: Journal,
+        names: Sequence[tuple[Any, str]] = (),
+        movable: Set[int] = frozenset(),
+    ):
         self._model = model = parts.model
         self._attributes = [(model, name, getattr(model, name, None)) for name in ("t3", "s3gen", "ve")]
         self._watermarker = observed(parts.watermarker)
         roots = {"t3": parts.t3, "s3gen": parts.s3gen, "ve": parts.voice_encoder}
         trees = [_walk(root, name) for name, root in roots.items() if root is not None]
-        self._modules = [_seen(path, module) for tree in trees for path, module in tree]
+        self._modules = [_seen(path, module, movable) for tree in trees for path, module in tree]
         kinds = {seen.kind for seen in self._modules}
         self._functions = [(cls, "forward", inspect.getattr_static(cls, "forward", _MISSING)) for cls in kinds]
         self._methods: list[tuple[Any, str, str, Any]] = []
@@ -170,11 +185,11 @@ class Structure:
         return ""
 
 
-def _seen(path: str, module: nn.Module) -> _Seen:
+def _seen(path: str, module: nn.Module, movable: Set[int]) -> _Seen:
     own, computed = vars(module), f"{path}.".startswith(tuple(f"{root}." for root in _COMPUTED))
-    return _Seen(
-        path, module, type(module), dict(_children(module)), computed, _hooks(module), own.get("forward"), _kind(own)
-    )
+    moves = id(own["_parameters"].get("weight")) in movable
+    children, forward = dict(_children(module)), own.get("forward")
+    return _Seen(path, module, type(module), children, computed, _hooks(module), forward, _kind(own), moves)
 
 
 def _kind(own: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -190,7 +205,8 @@ def _changed(seen: _Seen) -> str | None:
     if len(children) != len(known) or any(map(is_not, children.values(), known.values())):
         names = (*known, *children)
         return f"has another {next((name for name in names if children.get(name) is not known.get(name)), 'order')}"
-    if (now := _kind(own)) != seen.weight:
+    now = _kind(own)
+    if now != seen.weight and not (seen.moves and now is not None and now[0] == seen.weight[0]):
         return f"was cast or moved ({', '.join(map(str, now or ()))})"
     if not seen.computed:
         return None

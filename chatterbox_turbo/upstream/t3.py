@@ -17,6 +17,11 @@ def backbone(t3: nn.Module) -> nn.Module:
     return t3.tfmr
 
 
+def head_width(t3: nn.Module) -> int:
+    """Dh, the size of one attention head of the backbone."""
+    return t3.tfmr.config.hidden_size // t3.tfmr.config.num_attention_heads
+
+
 def head(t3: nn.Module) -> nn.Module:
     """Hidden states (…, D) to logits (…, V) over speech tokens."""
     return t3.speech_head
@@ -40,6 +45,11 @@ def stop_token(t3: nn.Module) -> int:
 def is_llama(t3: nn.Module) -> bool:
     """Whether tokens carry learned speech positions and guidance (Llama), or neither (GPT-2)."""
     return hasattr(t3.tfmr, "layers")
+
+
+def entrance(t3: nn.Module) -> str:
+    """The method by which ``generate`` asks for speech tokens."""
+    return "inference" if is_llama(t3) else "inference_turbo"
 
 
 # What the sampling of upstream's loop is made of; a release has those that its models need.

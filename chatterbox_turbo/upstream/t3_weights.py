@@ -8,13 +8,15 @@ sequence reads memory from end to end. No second copy of a weight outlives the f
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..patching import Journal
+from ..runtime.device.quantized import QuantizedLinear, QuantizedMatrix
 from ..runtime.layers import Linear, Norm
 from ..runtime.t3.weights import Layer, Weights
 from . import parameters
@@ -23,36 +25,57 @@ from .alignment import analyzer_class, why_not_analysis
 from .modules import unsuitable
 from .structure import why_not_plain
 
+Site = tuple[nn.Module, str]  # a layer by its owner and its name there
+KINDS = ("qkv", "out", "up", "down")  # the products of a block, in the order in which they are computed
 
-def _groups(t3: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The parameters that share one product, in the order of their rows."""
+
+def products(t3: nn.Module) -> Iterator[tuple[int, str, list[Site]]]:
+    """Every product of the backbone: the number of its block, its kind, and the layers that share it, by their rows."""
     if upstream_t3.is_llama(t3):
-        for layer in t3.tfmr.layers:
+        for index, layer in enumerate(t3.tfmr.layers):
             attention, mlp = layer.self_attn, layer.mlp
-            yield [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-            yield [mlp.gate_proj.weight, mlp.up_proj.weight]
+            yield index, "qkv", [(attention, "q_proj"), (attention, "k_proj"), (attention, "v_proj")]
+            yield index, "out", [(attention, "o_proj")]
+            yield index, "up", [(mlp, "gate_proj"), (mlp, "up_proj")]
+            yield index, "down", [(mlp, "down_proj")]
     else:
-        for block in t3.tfmr.h:
-            for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-                yield [module.weight]
+        for index, block in enumerate(t3.tfmr.h):
+            sites = (block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")
+            yield from ((index, kind, [site]) for kind, site in zip(KINDS, sites, strict=True))
 
 
-def cast(t3: nn.Module, dtype: torch.dtype, journal: Journal) -> None:
+def _layers(sites: Sequence[Site]) -> list[nn.Module]:
+    return [getattr(owner, name) for owner, name in sites]
+
+
+def _groups(t3: nn.Module) -> Iterator[list[Tensor]]:
+    """The tensors that lie below one another for a product: weights, or codes, scales and zeros."""
+    for _, _, sites in products(t3):
+        layers = _layers(sites)
+        if not any(isinstance(layer, QuantizedLinear) for layer in layers):
+            if len(layers) > 1 or not upstream_t3.is_llama(t3):
+                yield [layer.weight for layer in layers]
+        elif len(layers) > 1:
+            tensors = (layer.matrix(torch.float32).tensors for layer in layers)
+            yield from (list(each) for each in zip(*tensors, strict=True))
+
+
+def cast(t3: nn.Module, dtype: torch.dtype, journal: Journal) -> parameters.Cast:
     """Change the format of every matrix that a step reads; undoing restores each to the bit.
 
     Norms, embeddings and the conditioning encoder keep theirs: they are a twentieth of the weights.
     """
-    matrices = [parameter for group in _groups(t3) for parameter in group] + list(_others(t3))
-    parameters.cast(matrices, dtype, journal, "number format of T3")
+    norm = t3.tfmr.norm if upstream_t3.is_llama(t3) else t3.tfmr.ln_f
+    *plain, head = matrices(t3)
+    groups = [(norm.weight, plain), (t3.speech_emb.weight, [head])]
+    return parameters.cast(groups, dtype, journal, "number format of T3")
 
 
-def _others(t3: nn.Module) -> Iterator[nn.Parameter]:
-    """The matrices of the backbone and its head that are read on their own."""
-    if upstream_t3.is_llama(t3):
-        for layer in t3.tfmr.layers:
-            yield layer.self_attn.o_proj.weight
-            yield layer.mlp.down_proj.weight
-    yield t3.speech_head.weight
+def matrices(t3: nn.Module) -> list[nn.Parameter]:
+    """What ``cast`` changes: the matrices that a step reads and that are not quantized, the head's last."""
+    layers = [layer for _, _, sites in products(t3) for layer in _layers(sites)]
+    plain = [layer.weight for layer in layers if not isinstance(layer, QuantizedLinear)]
+    return [*plain, t3.speech_head.weight]
 
 
 def fuse(t3: nn.Module, journal: Journal) -> None:
@@ -63,6 +86,11 @@ def fuse(t3: nn.Module, journal: Journal) -> None:
 def modules(t3: nn.Module) -> tuple[nn.Module, ...]:
     """The backbone and its head, whose weights ``read`` gives."""
     return t3.tfmr, t3.speech_head
+
+
+def format_of(t3: nn.Module) -> torch.dtype:
+    """The number format of the matrices that a step reads."""
+    return t3.speech_head.weight.dtype
 
 
 # beside the backbone; the embeddings are part of a captured step
@@ -90,23 +118,38 @@ def read(t3: nn.Module) -> Weights:
         UnsupportedModelError: a configuration that the runtime does not compute (grouped queries, other activations).
     """
     check(t3)
-    transposed = not upstream_t3.is_llama(t3)
-    fused = [parameters.fused(group, transposed) for group in _groups(t3)]
-    return _llama(t3, fused) if not transposed else _gpt2(t3, fused)
+    matrices = [_matrix(t3, _layers(sites)) for _, _, sites in products(t3)]
+    blocks = [matrices[first : first + len(KINDS)] for first in range(0, len(matrices), len(KINDS))]
+    return _llama(t3, blocks) if upstream_t3.is_llama(t3) else _gpt2(t3, blocks)
 
 
-def _llama(t3: nn.Module, fused: list[Tensor]) -> Weights:
+def _matrix(t3: nn.Module, layers: Sequence[nn.Module]) -> Tensor | QuantizedMatrix:
+    """The rows of layers that share a product as one matrix: a view of what they hold."""
+    first, transposed = layers[0], not upstream_t3.is_llama(t3)
+    if not isinstance(first, QuantizedLinear):
+        if len(layers) == 1 and not transposed:
+            return first.weight.data
+        return parameters.fused([layer.weight for layer in layers], transposed)
+    dtype = t3.speech_head.weight.dtype
+    matrices = [layer.matrix(dtype) for layer in layers]
+    if len(matrices) == 1:
+        return matrices[0]
+    rows = [parameters.fused(each) for each in zip(*(matrix.tensors for matrix in matrices), strict=True)]
+    return replace(matrices[0], codes=rows[0], scales=rows[1], zeros=rows[2] if len(rows) > 2 else None)
+
+
+def _llama(t3: nn.Module, blocks: list[list[Tensor | QuantizedMatrix]]) -> Weights:
     model = t3.tfmr
     layers = []
-    for layer, qkv, gate_up in zip(model.layers, fused[0::2], fused[1::2], strict=True):
+    for layer, (qkv, out, up, down) in zip(model.layers, blocks, strict=True):
         layers.append(
             Layer(
                 attention_norm=_norm(layer.input_layernorm),
                 qkv=Linear(qkv),
-                out=_linear(layer.self_attn.o_proj),
+                out=Linear(out, _bias(layer.self_attn.o_proj)),
                 mlp_norm=_norm(layer.post_attention_layernorm),
-                up=Linear(gate_up),
-                down=_linear(layer.mlp.down_proj),
+                up=Linear(up),
+                down=Linear(down, _bias(layer.mlp.down_proj)),
             )
         )
     return Weights(
@@ -120,11 +163,10 @@ def _llama(t3: nn.Module, fused: list[Tensor]) -> Weights:
     )
 
 
-def _gpt2(t3: nn.Module, fused: list[Tensor]) -> Weights:
+def _gpt2(t3: nn.Module, blocks: list[list[Tensor | QuantizedMatrix]]) -> Weights:
     model = t3.tfmr
     layers = []
-    for index, block in enumerate(model.h):
-        qkv, out, up, down = fused[4 * index : 4 * index + 4]
+    for block, (qkv, out, up, down) in zip(model.h, blocks, strict=True):
         layers.append(
             Layer(
                 attention_norm=_norm(block.ln_1),
@@ -152,7 +194,11 @@ def _norm(module: nn.Module) -> Norm:
 
 
 def _linear(module: nn.Module) -> Linear:
-    return Linear(module.weight.data, None if module.bias is None else module.bias.data)
+    return Linear(module.weight.data, _bias(module))
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    return None if module.bias is None else module.bias.data
 
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -161,6 +207,10 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 def check(t3: nn.Module) -> None:
     """Raise ``UnsupportedModelError`` where the backbone computes something that the runtime does not."""
     config, dtype = t3.tfmr.config, t3.speech_head.weight.dtype
+    for _, kind, sites in products(t3):
+        if len(schemes := {getattr(layer, "scheme", "") for layer in _layers(sites)}) > 1:
+            found = ", ".join(sorted(scheme or "none" for scheme in schemes))
+            raise UnsupportedModelError(f"Layers that share a product ({kind}) are quantized in several ways: {found}.")
     if dtype not in FORMATS:  # in double precision random numbers are others, and so are the tokens
         raise UnsupportedModelError(
             f"T3's weights are {dtype}.", "The static backbone computes float32 and half precision.", ""

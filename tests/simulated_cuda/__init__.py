@@ -15,6 +15,8 @@ until then the host reads garbage. Works with torch 2.6; on other releases ``uns
 - ``with machine.watching() as seen:``: a ``Watch`` with ``recorded``, ``counts``, ``by_op`` of the body alone.
 - ``with machine.forbid_syncs():``: the first ``sync`` or ``host_to_device`` in the body raises ``ForbiddenSync``.
 - ``machine.generators[N]``: the default random generator of a device.
+- ``machine.free``, ``reserved``, ``allocated``, ``peak``, ``inactive``, ``segments``: what the allocator says of
+  itself, set by a test; ``machine.emptied``: how often its cache was emptied.
 - ``machine.fail_captures(number)``: so many captures from now on fail in the middle, as when memory runs out.
 
 Own kernels run as ``torch.library`` operators with an implementation for the CPU; each counts as one kernel.

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .attention import OPERATORS, on_host
 from .machine import Machine
 from .streams import GARBAGE
 from .tensors import SimulatedTensor
 
 aten = torch.ops.aten
-attention_on_host = F.scaled_dot_product_attention
 
 RANDOM = frozenset({
     "bernoulli", "bernoulli_", "exponential_", "multinomial", "normal", "normal_", "rand", "rand_like", "randint",
@@ -51,6 +50,7 @@ class Execution(TorchDispatchMode):
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One operation."""
         name = func._schema.name.split("::")[1]
+        args, kwargs = tree_map(lambda x: x.inner if _is_on_host(x) else x, (args, kwargs))
         leaves = tree_leaves((args, kwargs))
         simulated = [one for one in leaves if isinstance(one, SimulatedTensor)]
         device = kwargs.get("device")
@@ -92,7 +92,7 @@ class Execution(TorchDispatchMode):
     ) -> Any:  # fmt: skip
         """``F.scaled_dot_product_attention`` as CUDA's efficient kernel: what it refuses and how many it launches."""
         if not isinstance(query, SimulatedTensor):
-            return attention_on_host(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+            return on_host(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         operands = [one for one in (query, key, value, attn_mask) if one is not None]
         if not all(isinstance(one, SimulatedTensor) and one.index == query.index for one in operands):
             raise RuntimeError("Expected all tensors to be on the same device (attention)")
@@ -105,7 +105,7 @@ class Execution(TorchDispatchMode):
             kernels += 3 * (attn_mask.dtype == torch.bool) + (attn_mask.size(-1) % 8 != 0)
 
         def compute(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            result = attention_on_host(q, k, v, mask, is_causal=is_causal, scale=scale)
+            result = on_host(q, k, v, mask, is_causal=is_causal, scale=scale)
             return result.transpose(1, 2).contiguous().transpose(1, 2)
 
         args = (query, key, value, attn_mask)
@@ -119,7 +119,7 @@ class Execution(TorchDispatchMode):
     def pin(self, tensor: Tensor, value: float | None = None) -> Tensor:
         """Count memory as pinned, filled with a value."""
         if value is not None:
-            tensor.fill_(True if tensor.dtype == torch.bool else value)
+            tensor.fill_(True if tensor.dtype in (torch.bool, torch.uint8) else value)
         self.machine.pinned[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -262,6 +262,10 @@ def _is_composite(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
+def _is_on_host(one: Any) -> bool:
+    return isinstance(one, SimulatedTensor) and one.index is None
+
+
 def _is_simulated_mask(one: Any) -> bool:
     return isinstance(one, SimulatedTensor) and one.dtype in (torch.bool, torch.uint8)
 
@@ -284,6 +288,8 @@ def _on_cpu(func: Any, name: str, tf32: bool) -> Callable:
     """The same on the CPU; rounded as TF32 rounds where that is simulated and switched on."""
     if name == "_thnn_fused_lstm_cell":
         return _lstm_cell
+    if name in OPERATORS:
+        return OPERATORS[name]
     switch = torch.backends.cudnn if name == "convolution" else torch.backends.cuda.matmul
     if not tf32 or name not in MULTIPLIED or not switch.allow_tf32:
         return func

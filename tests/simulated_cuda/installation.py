@@ -145,6 +145,10 @@ def _functions(machine: Machine) -> dict[str, Any]:
     def empty_cache() -> None:
         if machine.recording_pool is not None:
             raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+        machine.reserved, machine.emptied = machine.allocated + machine.inactive, machine.emptied + 1
+
+    def reset_peak(device: Any = None) -> None:
+        machine.peak = machine.allocated
 
     def set_sync_debug_mode(mode: int | str) -> None:
         machine.sync_debug_mode = {"default": 0, "warn": 1, "error": 2}.get(mode, mode)
@@ -162,10 +166,16 @@ def _functions(machine: Machine) -> dict[str, Any]:
         "get_device_capability": lambda device=None: machine.capability,
         "get_device_name": lambda device=None: _Properties.name,
         "get_device_properties": lambda device=None: _Properties(machine.memory),
-        "mem_get_info": lambda device=None: (60 * 2**30, 80 * 2**30),
-        "memory_allocated": lambda device=None: 2**20,
-        "max_memory_allocated": lambda device=None: 2**21,
-        "reset_peak_memory_stats": lambda device=None: None,
+        "mem_get_info": lambda device=None: (machine.free, machine.memory),
+        "memory_allocated": lambda device=None: machine.allocated,
+        "max_memory_allocated": lambda device=None: machine.peak,
+        "memory_reserved": lambda device=None: machine.reserved,
+        "memory_stats": lambda device=None: {"inactive_split_bytes.all.current": machine.inactive},
+        "memory_stats_as_nested_dict": lambda device=None: {
+            "allocated_bytes": {"all": {"current": machine.allocated, "peak": machine.peak}}
+        },
+        "memory_snapshot": lambda mempool_id=None: machine.segments,
+        "reset_peak_memory_stats": reset_peak,
         "empty_cache": empty_cache,
         "synchronize": machine.synchronize,
         "Stream": machine.Stream,

@@ -79,6 +79,7 @@ class Machine:
     def __init__(self, devices: int = 2, capability: tuple[int, int] = (9, 0)):
         self.devices, self.capability, self.tf32 = devices, capability, False
         self.memory = 80 * 2**30
+        self._reset_allocator()
         self.total = Watch()
         self.graphs: weakref.WeakSet = weakref.WeakSet()
         self.capturing: Any = None  # the graph that is being captured
@@ -158,6 +159,13 @@ class Machine:
     def forget(self) -> None:
         """Forget everything that has been recorded and counted."""
         self.total, self._failures = Watch(), 0
+        self._reset_allocator()
+
+    def _reset_allocator(self) -> None:
+        """What it says of itself, in bytes, whatever the tensors are; and how often its cache was emptied."""
+        self.free, self.reserved, self.allocated, self.peak, self.inactive = 60 * 2**30, 2**21, 2**20, 2**21, 0
+        self.segments: list[dict[str, Any]] = []
+        self.emptied = 0
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:

@@ -11,9 +11,13 @@ aten = torch.ops.aten
 
 
 class SimulatedTensor(Tensor):
-    """``inner``: the values, on the CPU; ``mode``: what runs operations on them."""
+    """``inner``: the values, on the CPU; ``mode``: what runs operations on them.
+
+    ``index``: of the device; ``None`` where ``data`` was set to a tensor of the host, which it stands for then.
+    """
 
     inner: Tensor
+    index: int | None = 0
     mode: Any = None
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -31,6 +35,14 @@ class SimulatedTensor(Tensor):
 
     def __repr__(self) -> str:
         return f"SimulatedTensor({self.inner!r}, cuda:{self.index})"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.index is None else torch.device("cuda", self.index)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.index is not None
 
     # what torch asks a driver for: the same from the values
     def data_ptr(self) -> int:
@@ -54,10 +66,9 @@ class SimulatedTensor(Tensor):
             return SimulatedTensor(self.inner.detach(), self.index)
 
     @data.setter
-    def data(self, value: SimulatedTensor) -> None:
-        if not isinstance(value, SimulatedTensor):
-            raise RuntimeError(f"incompatible tensor type: data of cuda:{self.index} set to a tensor on {value.device}")
-        self.inner, self.index = value.inner, value.index
+    def data(self, value: Tensor) -> None:
+        simulated = isinstance(value, SimulatedTensor)
+        self.inner, self.index = (value.inner, value.index) if simulated else (value, None)
         self.refresh()
 
     def refresh(self) -> None:

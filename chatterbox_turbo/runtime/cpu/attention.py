@@ -45,7 +45,7 @@ HIDDEN = -1e30  # what is added to the score of a key that is not seen
 _HALF = ir.VectorType(ir.IntType(16), LANES)
 
 
-def _bytes(context, b, kind, array):
+def bytes_of(context, b, kind, array):
     """Address of an array's first byte, the bytes from row to row, and its shape."""
     array = context.make_array(kind)(context, b, array)
     return b.bitcast(array.data, BYTE), cgutils.unpack_tuple(b, array.strides)[0], cgutils.unpack_tuple(b, array.shape)
@@ -79,9 +79,9 @@ def _score(typing_context, q, first, keys, group, scores):
 
     def generate(context, b, signature, arguments):
         first, group = arguments[1], arguments[3]
-        q, q_stride, _ = _bytes(context, b, signature.args[0], arguments[0])
-        keys, keys_stride, _ = _bytes(context, b, signature.args[2], arguments[2])
-        scores, scores_stride, _ = _bytes(context, b, signature.args[4], arguments[4])
+        q, q_stride, _ = bytes_of(context, b, signature.args[0], arguments[0])
+        keys, keys_stride, _ = bytes_of(context, b, signature.args[2], arguments[2])
+        scores, scores_stride, _ = bytes_of(context, b, signature.args[4], arguments[4])
         rows = [b.gep(q, [b.mul(b.add(first, I64(j)), q_stride)]) for j in range(QUERIES)]
         blocks = (b.add(b.mul(group, I64(VECTORS)), I64(n)) for n in range(VECTORS))
         columns = [b.gep(keys, [b.mul(block, keys_stride)]) for block in blocks]
@@ -97,9 +97,9 @@ def _mix(typing_context, weights, values, result):
     """result[j] = sum over frames of weights[j] values, for QUERIES rows j."""
 
     def generate(context, b, signature, arguments):
-        weights, stride, _ = _bytes(context, b, signature.args[0], arguments[0])
-        values, _, shape = _bytes(context, b, signature.args[1], arguments[1])
-        result, result_stride, _ = _bytes(context, b, signature.args[2], arguments[2])
+        weights, stride, _ = bytes_of(context, b, signature.args[0], arguments[0])
+        values, _, shape = bytes_of(context, b, signature.args[1], arguments[1])
+        result, result_stride, _ = bytes_of(context, b, signature.args[2], arguments[2])
         rows = [b.gep(weights, [b.mul(stride, I64(j))]) for j in range(QUERIES)]
         columns = [b.gep(values, [I64(4 * LANES * n)]) for n in range(VECTORS)]
         _emit_products(b, rows, columns, 4 * WIDTH, shape[0], result, result_stride)
@@ -108,7 +108,14 @@ def _mix(typing_context, weights, values, result):
     return types.void(weights, values, result), generate
 
 
-def _power_of_two(b, x):
+def in_bf16(b, x):
+    """The bits of a vector of numbers in bf16, ties to even."""
+    bits = b.bitcast(x, PAIRS)
+    odd = b.and_(b.lshr(bits, same(PAIRS, 16)), same(PAIRS, 1))
+    return b.trunc(b.lshr(b.add(b.add(bits, same(PAIRS, 0x7FFF)), odd), same(PAIRS, 16)), _HALF)
+
+
+def power_of_two(b, x):
     """2 ** x of a vector of numbers up to 0: the error of the Taylor polynomial is 2e-6, of bf16 2e-3."""
     x = b.select(b.fcmp_ordered(">", x, same(VECTOR, -126.0)), x, same(VECTOR, -126.0))
     whole = b.call(declare(b, f"llvm.rint.v{LANES}f32", VECTOR, [VECTOR]), [x])
@@ -124,14 +131,14 @@ _TAYLOR = [float(np.float32(math.log(2) ** n / math.factorial(n))) for n in rang
 
 
 @intrinsic
-def _weigh(typing_context, scores, seen, scale, weights):
+def weigh(typing_context, scores, seen, scale, weights):
     """weights = 2 ** (scale (scores - the largest)) in bf16, of keys that are seen; their sum in fp32."""
 
     def generate(context, b, signature, arguments):
         scale = arguments[2]
-        scores, _, shape = _bytes(context, b, signature.args[0], arguments[0])
-        seen, _, _ = _bytes(context, b, signature.args[1], arguments[1])
-        weights, _, _ = _bytes(context, b, signature.args[3], arguments[3])
+        scores, _, shape = bytes_of(context, b, signature.args[0], arguments[0])
+        seen, _, _ = bytes_of(context, b, signature.args[1], arguments[1])
+        weights, _, _ = bytes_of(context, b, signature.args[3], arguments[3])
 
         def larger(x, y):
             return b.select(b.fcmp_ordered(">", x, y), x, y)
@@ -146,11 +153,8 @@ def _weigh(typing_context, scores, seen, scale, weights):
         shift = spread(b, b.fneg(b.fmul(fold(b, largest, larger), scale)), VECTOR)
 
         def weigh(at, values):
-            power = _power_of_two(b, multiply_add(b, score(at), factor, shift))
-            bits = b.bitcast(power, PAIRS)
-            odd = b.and_(b.lshr(bits, same(PAIRS, 16)), same(PAIRS, 1))
-            upper = b.lshr(b.add(b.add(bits, same(PAIRS, 0x7FFF)), odd), same(PAIRS, 16))
-            store(b, b.trunc(upper, _HALF), b.gep(weights, [b.mul(at, I64(2))]), 2)
+            power = power_of_two(b, multiply_add(b, score(at), factor, shift))
+            store(b, in_bf16(b, power), b.gep(weights, [b.mul(at, I64(2))]), 2)
             return [b.fadd(values[0], power)]
 
         (sums,) = repeat(b, shape[0], LANES, [same(VECTOR, 0.0)], weigh)
@@ -160,7 +164,7 @@ def _weigh(typing_context, scores, seen, scale, weights):
 
 
 @jit()
-def _pack(k, v, keys, values):
+def pack(k, v, keys, values):
     """Keys (T, WIDTH) to (blocks, pairs of components, LANES keys, 2), values to (pairs of frames, WIDTH, 2)."""
     frames, width = k.shape
     for block in range(keys.shape[0]):
@@ -188,7 +192,7 @@ def attend(q, k, v, seen, keys, values, result):
     """
     rows, heads, frames, width = q.shape
     for head in prange(rows * heads):
-        _pack(k[head // heads, head % heads], v[head // heads, head % heads], keys[head], values[head])
+        pack(k[head // heads, head % heads], v[head // heads, head % heads], keys[head], values[head])
     scale = np.float32(1.4426950408889634 / math.sqrt(width))  # 1 / log(2): powers of two take the place of e's
     shares = (frames + SOME - 1) // SOME
     for task in prange(rows * heads * shares):
@@ -203,7 +207,7 @@ def attend(q, k, v, seen, keys, values, result):
             for group in range(seen.shape[1] // GROUP):
                 _score(queries, first, keys[packed], group, scores)
             for j in range(QUERIES):
-                sums[j] = _weigh(scores[j], seen[row], scale, weights[j])
+                sums[j] = weigh(scores[j], seen[row], scale, weights[j])
             _mix(weights, values[packed], mixed)
             for j in range(QUERIES):
                 for d in range(width):

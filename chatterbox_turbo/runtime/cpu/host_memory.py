@@ -17,7 +17,18 @@ HUGE_PAGE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")  # bytes 
 COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1, which Python has no name for
 GAP = 2**16  # bytes between two blocks that an allocator keeps for itself, at most
 REFUSALS = 8  # huge pages in a row that the system has no room for, before it is left alone
-EVERY = 16  # replaced matrices between two calls: 30 ms each on a process of 4 GB
+
+
+def gives_back() -> bool:
+    """Whether the C library can be asked to return what is free (glibc)."""
+    return _trim() is not None
+
+
+def _trim():
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None  # another C library
 
 
 def give_back() -> None:
@@ -26,11 +37,9 @@ def give_back() -> None:
     Once a program has freed a few large blocks, glibc takes blocks of up to 32 MB from its heap, and keeps them when
     they are freed: a gigabyte of replaced matrices stays resident beside the new ones.
     """
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
-        return  # another C library
-    trim(0)
+    trim = _trim()
+    if trim is not None:
+        trim(0)
 
 
 def keep_freed_blocks() -> None:

@@ -59,10 +59,20 @@ def kernel_folders() -> set[str] | None:
 
 def multiplies_pairs() -> bool:
     """Whether this processor has AVX-512 BF16 and numba compiles for it, not for another that was asked for."""
+    return has("avx512bf16")
+
+
+def multiplies_integers() -> bool:
+    """Whether this processor multiplies and adds small integers (AVX-512 VNNI), and numba compiles for it."""
+    return has("avx512vnni") and has("avx512bw")
+
+
+def has(feature: str) -> bool:
+    """Whether this processor has a feature, by LLVM's name, and numba compiles for it."""
     if config.CPU_NAME or config.CPU_FEATURES:
         return False
     try:
-        return get_host_cpu_features().get("avx512bf16", False)
+        return get_host_cpu_features().get(feature, False)
     except RuntimeError:  # LLVM cannot tell on this system
         return False
 
@@ -91,13 +101,24 @@ def prefetch(b, pointer, ahead):
 
 
 def multiply_add(b, x, y, total):
-    """x * y + total of vectors, rounded once."""
-    return b.call(declare(b, f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [x, y, total])
+    """x * y + total of fp32 numbers or vectors of them, rounded once."""
+    name = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
+    return b.call(declare(b, f"llvm.fma.{name}", x.type, [x.type] * 3), [x, y, total])
 
 
 def multiply_pairs(b, x, y, total):
     """total + x[0] y[0] + x[1] y[1] of vectors of pairs of bf16 (AVX-512 BF16)."""
     return b.call(declare(b, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [VECTOR, PAIRS, PAIRS]), [total, x, y])
+
+
+def multiply_words(b, x, y, total):
+    """total + x[0] y[0] + x[1] y[1] of vectors of pairs of int16 (AVX-512 VNNI)."""
+    return b.call(declare(b, "llvm.x86.avx512.vpdpwssd.512", PAIRS, [PAIRS] * 3), [total, x, y])
+
+
+def multiply_bytes(b, x, y, total):
+    """total + x[0] y[0] + ... + x[3] y[3] of vectors of four uint8 in x and four int8 in y (AVX-512 VNNI)."""
+    return b.call(declare(b, "llvm.x86.avx512.vpdpbusd.512", PAIRS, [PAIRS] * 3), [total, x, y])
 
 
 def repeat(b, end, step, values, body):
@@ -129,7 +150,7 @@ def spread(b, value, vector_type):
 
 def fold(b, vector, combine):
     """What ``combine`` makes of a vector's lanes, halves onto halves."""
-    lanes = LANES
+    lanes = vector.type.count
     while lanes > 1:
         lanes //= 2
         undefined = ir.Constant(vector.type, ir.Undefined)
@@ -173,6 +194,15 @@ def _bits(typing_context, number):
 def _number_of(typing_context, bits):
     """The fp32 number of 32 bits."""
     return types.float32(types.uint32), lambda context, b, _, arguments: b.bitcast(arguments[0], F32)
+
+
+ROUNDER = np.float32(1.5 * 2**23)  # a number of this size has no digits behind the point
+
+
+@jit(fastmath=EXACT)
+def to_integer(x):
+    """fp32 from -2 ** 22 to 2 ** 22 as int32, ties to even, in operations that vectorize."""
+    return np.int32(_bits(x + ROUNDER)) - np.int32(0x4B400000)
 
 
 @jit()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device.quantized import QuantizedMatrix
+
 FEW = 32  # rows below which reading the weights is the limit, and not arithmetic
 ROWS, INNER, OUTER, ROUNDS = 512, 512, 1024, 5  # what is measured
 
@@ -54,12 +56,15 @@ def _least(run: Callable[[], object]) -> float:
 
 
 def suits(x: Tensor) -> bool:
-    """Whether oneDNN is to compute products of ``x``: fp32 on a CPU where that is faster."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and onednn_is_faster(torch.get_num_threads())
+    """Whether oneDNN is to compute products of ``x``: fp32 on a CPU where that is faster, unless they are autocast."""
+    fp32 = x.device.type == "cpu" and x.dtype == torch.float32
+    return fp32 and not torch.is_autocast_enabled("cpu") and onednn_is_faster(torch.get_num_threads())
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | QuantizedMatrix, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: (…, in) to (…, out), by whatever is faster here; no derivative."""
+    if isinstance(weight, QuantizedMatrix):
+        return weight.multiply(x, bias)
     if torch.compiler.is_compiling() or x.numel() // x.size(-1) < FEW or not suits(x):
         return F.linear(x, weight, bias)
     return onednn()(x, weight, bias)

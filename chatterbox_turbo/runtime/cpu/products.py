@@ -36,6 +36,7 @@ from .instructions import (
     round_to_bf16,
     same,
 )
+from .quantized_products import quantized_operand, quantized_products
 
 UNROLL = 2  # registers of one sum: a single one would wait for its own additions
 ROUNDS = 4  # between two jumps, where one stream of weights is read: 5 % faster than 1, 10 % than 16
@@ -124,17 +125,22 @@ def _load_weights(b, pointer, dtype):
     return b.bitcast(b.shl(bits, same(PAIRS, 16)), VECTOR)  # bf16 is the upper half of fp32
 
 
-def operand(x, low):
-    """What a product reads: x (R, K), or x in bf16 in ``low``, where that is int16."""
+def operand(x, w, low):
+    """What a product with ``w`` reads of x (R, K) fp32: x, x in bf16, or what quantized matrices are multiplied by.
+
+    ``low``: int16 (R, K at least) for bf16 or an empty fp32 array for x as it is, and ``quantized_operand``'s scratch.
+    """
 
 
 @overload(operand)
-def _choose_operand(x, low):
-    if low.dtype == types.float32:
-        return lambda x, low: x
+def _choose_operand(x, w, low):
+    if isinstance(w, types.BaseTuple):
+        return lambda x, w, low: quantized_operand(x, w, low[1])
+    if low[0].dtype == types.float32:
+        return lambda x, w, low: x
 
-    def rounded(x, low):
-        some = low[:, : x.shape[1]]
+    def rounded(x, w, low):
+        some = low[0][:, : x.shape[1]]
         round_to_bf16(x, some)
         return some
 
@@ -159,8 +165,7 @@ def _few_rows(w, x, y, first, last):
 
 
 @jit()
-def products(w, x, y, first, last):
-    """Outputs ``first`` up to ``last`` of every row."""
+def _plain_products(w, x, y, first, last):
     rows = x.shape[0]
     if rows <= 2:
         _few_rows(w, x, y, first, last)
@@ -187,6 +192,16 @@ def products(w, x, y, first, last):
             _shared_three(w, x, y, n, end, r, part, parts)
 
 
+def products(w, x, y, first, last):
+    """Outputs ``first`` up to ``last`` of every row: w a matrix or (codes, scales, zeros), x what ``operand`` makes."""
+
+
+@overload(products)
+def _choose_products(w, x, y, first, last):
+    chosen = quantized_products if isinstance(w, types.BaseTuple) else _plain_products
+    return lambda w, x, y, first, last: chosen(w, x, y, first, last)
+
+
 @jit()
 def _share(count, shares, number):
     """First and last + 1 of the outputs of one thread, in whole blocks."""
@@ -196,12 +211,15 @@ def _share(count, shares, number):
 
 @jit(parallel=True)
 def project(w, bias, x, y, threads):
-    """y (R, N) = x (R, K) @ w (N, K).T + bias; ``bias`` is empty where there is none; K a multiple of ``GRANULE``."""
+    """y (R, N) = x (R, K) @ w (N, K).T + bias; ``bias`` is empty where there is none; K a multiple of ``GRANULE``.
+
+    Here and below, w is a matrix or (codes, scales, zeros), and x what ``operand`` makes for it.
+    """
     for thread in prange(threads):
-        first, last = _share(w.shape[0], threads, thread)
+        first, last = _share(y.shape[1], threads, thread)
         products(w, x, y, first, last)
         if bias.size:
-            for r in range(x.shape[0]):
+            for r in range(y.shape[0]):
                 for n in range(first, last):
                     y[r, n] += bias[n]
 
@@ -209,12 +227,12 @@ def project(w, bias, x, y, threads):
 @jit(parallel=True, fastmath=EXACT)
 def project_gated(w, x, y, threads):
     """y (R, F) = SiLU(x @ gate.T) * (x @ up.T) with gate and up (F, K) one below the other in w; y is (R, 2 F)."""
-    half = w.shape[0] // 2
+    half = y.shape[1] // 2
     for thread in prange(threads):
         first, last = _share(half, threads, thread)
         products(w, x, y, first, last)
         products(w, x, y, half + first, half + last)
-        for r in range(x.shape[0]):
+        for r in range(y.shape[0]):
             for n in range(first, last):
                 gate = y[r, n]
                 y[r, n] = gate / (np.float32(1.0) + exp(-gate)) * y[r, half + n]
@@ -224,9 +242,9 @@ def project_gated(w, x, y, threads):
 def project_gelu(w, bias, x, y, threads):
     """y (R, F) = GELU(x @ w.T + bias), by its tanh approximation."""
     for thread in prange(threads):
-        first, last = _share(w.shape[0], threads, thread)
+        first, last = _share(y.shape[1], threads, thread)
         products(w, x, y, first, last)
-        for r in range(x.shape[0]):
+        for r in range(y.shape[0]):
             for n in range(first, last):
                 v = y[r, n] + bias[n]
                 u = np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v)  # twice sqrt(2 / pi)

@@ -97,23 +97,24 @@ def add(x, y):
 def block(x, norm1, qkv, out, norm2, up, down, turn, cache, lengths, gated, scratch, threads):
     """One pre-norm block on the residual stream x (R, D), in place.
 
-    ``norm1``, ``norm2``: (weight, bias, eps); ``qkv``, ``out``, ``up``, ``down``: (weight, bias); ``turn``: cosines and
-    sines; ``cache``: keys and values of this layer.
-    ``scratch``: h and narrow (R, D), wide (R, 3 D), scores (R, H, C), inner (R, F or 2 F), and low (R, widest input)
-    int16 for activations in bf16, or an empty fp32 array for activations in fp32.
+    ``norm1``, ``norm2``: (weight, bias, eps); ``qkv``, ``out``, ``up``, ``down``: (weight, bias), a weight a matrix or
+    (codes, scales, zeros); ``turn``: cosines and sines; ``cache``: keys and values of this layer.
+    ``scratch``: h and narrow (R, D), wide (R, 3 D), scores (R, H, C), inner (R, F or 2 F), and low, which ``operand``
+    describes, for inputs of every width.
     """
     h, narrow, wide, scores, inner, low = scratch
     normalize(x, norm1[0], norm1[1], norm1[2], h)
-    project(qkv[0], qkv[1], operand(h, low), wide, threads)
+    project(qkv[0], qkv[1], operand(h, qkv[0], low), wide, threads)
     attend(wide, turn[0], turn[1], cache[0], cache[1], lengths, scores, h)
-    project(out[0], out[1], operand(h, low), narrow, threads)
+    project(out[0], out[1], operand(h, out[0], low), narrow, threads)
     add(x, narrow)
     normalize(x, norm2[0], norm2[1], norm2[2], h)
     if gated:
-        project_gated(up[0], operand(h, low), inner, threads)
+        project_gated(up[0], operand(h, up[0], low), inner, threads)
     else:
-        project_gelu(up[0], up[1], operand(h, low), inner, threads)
-    project(down[0], down[1], operand(inner[:, : down[0].shape[1]], low), narrow, threads)
+        project_gelu(up[0], up[1], operand(h, up[0], low), inner, threads)
+    width = inner.shape[1] // 2 if gated else inner.shape[1]
+    project(down[0], down[1], operand(inner[:, :width], down[0], low), narrow, threads)
     add(x, narrow)
 
 
@@ -121,4 +122,4 @@ def block(x, norm1, qkv, out, norm2, up, down, turn, cache, lengths, gated, scra
 def head(x, norm, linear, logits, scratch, threads):
     """``logits`` (R, V) of the residual stream x (R, D); arguments as for ``block``."""
     normalize(x, norm[0], norm[1], norm[2], scratch[0])
-    project(linear[0], linear[1], operand(scratch[0], scratch[5]), logits, threads)
+    project(linear[0], linear[1], operand(scratch[0], linear[0], scratch[5]), logits, threads)

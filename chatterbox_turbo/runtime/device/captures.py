@@ -68,6 +68,10 @@ class _Gate:
                 self._capturing = None
                 self._leave(me)
 
+    def underway(self) -> bool:
+        """Whether a graph is being captured now; not while the calling thread is ``computing``, but for patience."""
+        return self._capturing is not None
+
     def _busy(self, me: int) -> set[int]:
         return set(self._depths) - self._waiting - {me}
 
@@ -78,6 +82,7 @@ class _Gate:
 
 _gate = _Gate()
 capturing = _gate.capturing  # surrounds a capture
+underway = _gate.underway
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_gate.__init__)  # of the threads that were in it, none is in the child
 

@@ -54,7 +54,8 @@ def arriving(tensor: Tensor) -> Callable[[], Tensor]:
     From CUDA it arrives in pinned memory; a host tensor is there already, and no copy.
     """
     if tensor.device.type != "cuda":
-        return lambda: tensor
+        host = tensor.cpu()  # itself where it is there already; MPS has nothing to wait for a part of its queue by
+        return lambda: host
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
     arrived = torch.cuda.current_stream(tensor.device).record_event()

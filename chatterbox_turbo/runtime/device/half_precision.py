@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,22 +43,39 @@ def cpu_flags() -> set[str]:
     return {flag for flag in CPU_FLAGS if flag in flags}
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """``tensor`` in another format, and a function from that back to ``tensor``, equal to the bit.
+@dataclass(frozen=True)
+class Remainder:
+    """What a cast drops, on the host: called with the cast tensor, it gives the original one back, equal to the bit.
 
-    fp32 to bf16 keeps the lower 16 bits that bf16 drops, on the host: together no more memory than before. Ties are
-    rounded away from zero instead of to even, which makes the upper half recoverable. Other casts keep the original
-    on the host.
+    Attributes:
+        kept: the lower 16 bits (int16) of an fp32 tensor whose upper ones are in bf16, or the original itself.
+        lower: which of the two.
+    """
+
+    kept: Tensor
+    lower: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.kept.nbytes
+
+    def __call__(self, half: Tensor) -> Tensor:
+        if not self.lower:
+            return self.kept.to(half.device)
+        upper = half.contiguous().view(torch.int16).to(torch.int32)
+        return ((upper << 16) + self.kept.to(half.device)).view(torch.float32)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Remainder]:
+    """``tensor`` in another format, and what gives ``tensor`` back.
+
+    fp32 to bf16 keeps the lower 16 bits that bf16 drops: together no more memory than before. Ties are
+    rounded away from zero instead of to even, which makes the upper half recoverable. Other casts keep the original.
     """
     if (tensor.dtype, dtype) != (torch.float32, torch.bfloat16):
-        original = tensor.detach().cpu()
-        return tensor.to(dtype), lambda half: original.to(half.device)
+        return tensor.to(dtype), Remainder(tensor.detach().cpu(), lower=False)
     bits = tensor.detach().contiguous().view(torch.int32)
     upper = ((bits + 0x8000) >> 16).to(torch.int16)
-    lower = bits.to(torch.int16).cpu()  # signed: rounding up is its carry
-
-    def restore(half: Tensor) -> Tensor:
-        upper = half.contiguous().view(torch.int16).to(torch.int32)
-        return ((upper << 16) + lower.to(half.device)).view(torch.float32)
-
-    return upper.view(torch.bfloat16), restore
+    # signed: rounding up is its carry
+    return upper.view(torch.bfloat16), Remainder(bits.to(torch.int16).cpu(), lower=True)

@@ -10,7 +10,7 @@ import torch
 
 
 class PhaseTimer:
-    """Seconds by phase. On CUDA a phase is bracketed by events, which are read only when asked for."""
+    """Seconds by phase. On CUDA it is bracketed by events, which are read only when asked for; MPS is waited for."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -40,6 +40,8 @@ class PhaseTimer:
         return totals
 
     def _now(self) -> object:
+        if self._device.type == "mps":  # or what is still queued would count for the next phase
+            torch.mps.synchronize()
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

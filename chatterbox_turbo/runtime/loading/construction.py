@@ -93,14 +93,7 @@ def fill(
     """
     device = with_index(device)  # the threads that place tensors begin with another current device
     before = {(id(owner), name): tensor for owner, name, tensor in _slots(module)}
-    try:
-        # assigns views of the files: nothing is read until everything is known to fit
-        result = module.load_state_dict(state, strict=strict, assign=True)
-    except RuntimeError as error:
-        raise _misfit(module, files.path_of(state), str(error).splitlines()[1:]) from error
-    lacking = sorted(set(result.missing_keys) & {name for name, _ in module.named_parameters()})
-    if lacking:
-        raise _misfit(module, files.path_of(state), [f"missing: {name}" for name in lacking])
+    result = assign(module, state, files, strict)  # nothing is read until everything is known to fit
     loaded = [
         (owner, name, tensor, old)
         for owner, name, tensor in _slots(module)
@@ -115,6 +108,21 @@ def fill(
     empty = [name for name, tensor in _references(module) if tensor.is_meta]
     if empty:
         raise UnfamiliarConstructionError(f"{type(module).__name__}.{empty[0]} is left without a value")
+    return result
+
+
+def assign(module: nn.Module, state: Mapping[str, Any], files: MappedFiles, strict: bool = True) -> Any:
+    """Give a module that ``construct`` made the very tensors of a state: views of the files, in the files' formats.
+
+    Returns, raises: as ``fill`` for keys and shapes.
+    """
+    try:
+        result = module.load_state_dict(state, strict=strict, assign=True)
+    except RuntimeError as error:
+        raise misfit(module, files.path_of(state), str(error).splitlines()[1:]) from error
+    lacking = sorted(set(result.missing_keys) & {name for name, _ in module.named_parameters()})
+    if lacking:
+        raise misfit(module, files.path_of(state), [f"missing: {name}" for name in lacking])
     return result
 
 
@@ -134,7 +142,8 @@ def _references(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield f"{path}.{name}".strip("."), item
 
 
-def _misfit(module: nn.Module, path: Any, complaints: list[str]) -> ModelUnavailableError:
+def misfit(module: nn.Module, path: Any, complaints: list[str]) -> ModelUnavailableError:
+    """The error that says what of a file does not fit a module."""
     lines = [line.strip() for line in complaints if line.strip()]
     shown = [line if len(line) <= 200 else f"{line[:200]} …" for line in lines[:_LISTED]]
     more = f" … and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""

@@ -72,10 +72,15 @@ class MappedFiles:
         if self._keep and source is not None and as_asked:
             return tensor.detach()
         copy = _copy(tensor.detach(), device, dtype)
+        self.release(tensor)
+        return copy
+
+    def release(self, tensor: Tensor) -> None:
+        """Let the pages of a mapped tensor go; the next access reads them from the file again."""
+        source = self._tensors.get(tensor.data_ptr())
         # what somebody has written to a private mapping exists in its pages alone
         if source is not None and source[0].nbytes >= tensor.nbytes and source[1] == _version(tensor):
             release_mapped(tensor.data_ptr(), tensor.nbytes)
-        return copy
 
     def _remember(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         self._tensors.update({t.data_ptr(): (t, _version(t), path) for t in tensors.values() if t.nbytes})

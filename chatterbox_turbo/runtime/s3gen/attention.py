@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..cpu import onednn as products
 from ..cpu.threads import kernel_threads, why_no_kernels
+from ..device.attention_kernels import Boundaries, Kernel
 from .scratch import Scratch
 
 SMALL = 60.0  # scores whose exponentials, and sums of thousands of them, fit fp32 and bf16 on both sides
@@ -63,18 +64,28 @@ def hiding(valid: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scratch: Scratch, relative: Relative | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | Boundaries | None,
+    scratch: Scratch,
+    relative: Relative | None = None,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """Full attention of queries, keys and values (R, H, T, Dh): (R, H, T, Dh).
 
-    By torch's fused kernel; but on a CPU, where that computes in fp32 whatever it is given, a kernel of this package in
-    bf16, where the processor has the instructions, and else two products with a softmax between them, which in bf16
-    take less than half of the time, and in fp32 less where oneDNN computes them.
+    Without ``kernel`` by torch's fused one; but on a CPU, where that computes in fp32 whatever it is given, one of this
+    package in bf16, where the processor has the instructions, and else two products with a softmax between them, which
+    in bf16 take less than half of the time, and in fp32 less where oneDNN computes them.
 
     Args:
-        bias: (R, 1, 1, T), added to the scores (``hiding``); ``None`` where all keys are seen.
+        bias: (R, 1, 1, T), added to the scores (``hiding``); ``None`` where all keys are seen. With ``kernel`` and
+            without ``relative``, what ``kernel.hide`` makes of it.
         relative: added to the scores before the softmax.
+        kernel: computes it instead.
     """
+    if kernel is not None:
+        return kernel(q, k, v, bias if relative is None else _aligned(relative.of_all(), bias))
     kernels = _kernels_for(q) if relative is None else None
     if kernels is not None:
         return _attend_in_caches(kernels, q, k, v, bias, scratch)
@@ -107,25 +118,29 @@ def _aligned(scores: Tensor, bias: Tensor | None) -> Tensor:
 
 def prepare(dtype: torch.dtype, device: torch.device) -> None:
     """Compile what attention in this format needs: seconds where no process has done it before."""
-    parts = torch.zeros(1, 8, 3, 1, 64, dtype=dtype, device=device).unbind(dim=2)
-    attend(*(part.transpose(1, 2) for part in parts), None, Scratch())  # laid out as a product gives them
+    for frames in (8, 64):  # few and many, which go by kernels of their own
+        parts = torch.zeros(1, frames, 3, 1, 64, dtype=dtype, device=device).unbind(dim=2)
+        attend(*(part.transpose(1, 2) for part in parts), None, Scratch())  # laid out as a product gives them
 
 
 def _kernels_for(q: Tensor) -> ModuleType | None:
     if torch.compiler.is_compiling() or q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return None
-    kernels = _kernels()
-    return kernels if kernels and q.size(3) == kernels.WIDTH and q.size(2) >= kernels.QUERIES else None
+    frames, width = q.shape[2:]
+    return next((each for each in _kernels() if width == each.WIDTH and frames >= each.QUERIES), None)
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
+def _kernels() -> tuple[ModuleType, ...]:
+    """Those that this processor runs, the fastest first."""
     if why_no_kernels():
-        return None
-    from ..cpu import attention as cpu_attention
+        return ()
+    from ..cpu import attention as by_pairs
+    from ..cpu import tile_attention as by_tiles
     from ..cpu.instructions import multiplies_pairs
+    from ..cpu.tiles import multiplies_tiles
 
-    return cpu_attention if multiplies_pairs() else None
+    return (*((by_tiles,) if multiplies_tiles() else ()), *((by_pairs,) if multiplies_pairs() else ()))
 
 
 def _attend_in_caches(

@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cpu.onednn import linear
-from ..layers import Linear, Norm
+from ..device.attention_kernels import Boundaries, Kernel
+from ..layers import Norm
+from . import tiled_block
 from .attention import attend
 from .frames import Conv, convolve, normalize
 from .scratch import Scratch
+from .tiled_block import Block
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,6 @@ class Resnet:
     second: Conv
     second_norm: Norm
     shortcut: Conv
-
-
-@dataclass(frozen=True)
-class Block:
-    """One pre-norm transformer block with full attention and an MLP with GELU."""
-
-    attention_norm: Norm
-    qkv: Linear  # (3 H Dh, C), no bias
-    out: Linear
-    mlp_norm: Norm
-    up: Linear
-    down: Linear
 
 
 @dataclass(frozen=True)
@@ -111,6 +102,7 @@ def velocity(
     times: Tensor,
     bias: Tensor | None,
     scratch: Scratch,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """(R, T, 80) fp32: where the state moves.
 
@@ -122,7 +114,9 @@ def velocity(
         bias: (R, 1, 1, T) in the weights' format, which hides frames from attention (``attention.hiding``); ``None``
             where it sees all of them.
         scratch: memory for intermediate results.
+        kernel: of attention; ``None``: what is fastest (``attention.attend``).
     """
+    hidden = bias if kernel is None else kernel.hide(bias)
     state, dtype = state.to(weights.dtype), weights.dtype
     first = _plus(start.first, convolve(weights.noisy, state))
     shortcut = _plus(start.shortcut, convolve(weights.noisy_shortcut, state))
@@ -135,7 +129,7 @@ def velocity(
         x = _sum_as(dtype, _activate(stage.resnet.first_norm, first), times[index])
         x = _activate(stage.resnet.second_norm, convolve(stage.resnet.second, x)) + shortcut
         for block in stage.blocks:
-            x = _transform(block, x, weights.heads, bias, scratch)
+            x = _transform(block, x, weights.heads, hidden, scratch, kernel)
         if index == 0:
             skip = x
         if stage.after is not None:
@@ -157,13 +151,26 @@ def _sum_as(dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     return torch.add(a, b, out=torch.empty(a.shape, dtype=dtype, device=a.device))
 
 
-def _transform(block: Block, x: Tensor, heads: int, bias: Tensor | None, scratch: Scratch) -> Tensor:
+def _transform(
+    block: Block,
+    x: Tensor,
+    heads: int,
+    hidden: Tensor | Boundaries | None,
+    scratch: Scratch,
+    kernel: Kernel | None,
+) -> Tensor:
     """One transformer block; the residual stream (R, T, C) is fp32, the rest in the weights' format."""
-    dtype = block.qkv.weight.dtype
-    h = normalize(block.attention_norm, x).to(dtype)
-    parts = linear(h, block.qkv.weight).unflatten(-1, (3, heads, -1)).unbind(dim=2)
-    attended = attend(*(part.transpose(1, 2) for part in parts), bias, scratch)
-    x = x + linear(attended.transpose(1, 2).flatten(2), block.out.weight, block.out.bias)
+    dtype, tiled = block.qkv.weight.dtype, tiled_block.suits(block, x)
+    if tiled:
+        parts = tiled_block.queries_keys_values(block, x, scratch)
+    else:
+        parts = linear(normalize(block.attention_norm, x).to(dtype), block.qkv.weight)
+    parts = parts.unflatten(-1, (3, heads, -1)).unbind(dim=2)
+    attended = attend(*(part.transpose(1, 2) for part in parts), hidden, scratch, kernel=kernel)
+    attended = attended.transpose(1, 2).flatten(2)
+    if tiled:
+        return tiled_block.finish(block, x, attended, scratch)
+    x = x + linear(attended, block.out.weight, block.out.bias)
     h = F.gelu(linear(normalize(block.mlp_norm, x).to(dtype), block.up.weight, block.up.bias))
     return x + linear(h, block.down.weight, block.down.bias)
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from ..device.attention_kernels import Kernel
 from . import attention as flow_attention
+from . import tiled_block
 from .attention import hiding
 from .flow_estimator import Constant, EstimatorWeights, constant, velocity
 from .frames import Conv, valid_frames
@@ -15,7 +17,12 @@ from .graphed import GraphedNetwork
 
 
 class FlowSolver(GraphedNetwork):
-    """Solves for one utterance or several; ``function`` is ``velocity``, or what a compiler has made of it."""
+    """Solves for one utterance or several.
+
+    Args:
+        function: ``velocity``, or what a compiler has made of it.
+        kernel: of attention; ``None``: what is fastest.
+    """
 
     longest = 2048
 
@@ -25,8 +32,12 @@ class FlowSolver(GraphedNetwork):
         disable: bool = True,
         function: Callable[..., Tensor] = velocity,
         addresses: Callable[[], Hashable] = lambda: (),
+        kernel: Kernel | None = None,
     ):
-        flow_attention.prepare(weights.dtype, weights.device)
+        if kernel is None:
+            flow_attention.prepare(weights.dtype, weights.device)
+        tiled_block.prepare(block for stage in weights.stages for block in stage.blocks)
+        self._kernel = kernel
         super().__init__(weights, disable, function, addresses)
 
     def _run(
@@ -34,7 +45,8 @@ class FlowSolver(GraphedNetwork):
     ) -> Tensor:
         """The next state (B, T, 80): each velocity times its factor is added to the one before."""
         start = Constant(first, shortcut)
-        moved = self._function(self.weights, state, start, times, bias[0] if bias else None, self._scratch)
+        hidden = bias[0] if bias else None
+        moved = self._function(self.weights, state, start, times, hidden, self._scratch, self._kernel)
         for part, factor in zip(moved.split(state.size(0)), factors, strict=False):
             state = torch.addcmul(state, part, factor)
         return state

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cpu.onednn import linear
+from ..device.attention_kernels import Kernel
 from ..layers import Linear, Norm
 from .attention import Relative, attend, hiding
 from .frames import Conv, convolve, normalize, valid_frames
@@ -67,11 +68,14 @@ class EncoderWeights:
 
 
 class SpeechEncoder:
-    """Embedded speech tokens to hidden states of frames, for one utterance or several."""
+    """Embedded speech tokens to hidden states of frames, for one utterance or several.
+
+    ``kernel``: of attention; ``None``: what is fastest.
+    """
 
     @torch.inference_mode(False)
-    def __init__(self, weights: EncoderWeights):
-        self.weights, self._scratch = weights, Scratch()
+    def __init__(self, weights: EncoderWeights, kernel: Kernel | None = None):
+        self.weights, self._kernel, self._scratch = weights, kernel, Scratch()
         device, width = weights.final_norm.weight.device, weights.final_norm.weight.numel()
         rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
         self._rates = rates.to(device)
@@ -112,7 +116,8 @@ class SpeechEncoder:
         keys = linear(table, layer.positions.weight).unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
         relative = Relative(((q + layer.position_bias) * q.size(-1) ** -0.5).transpose(1, 2).contiguous(), keys)
         q = q + layer.content_bias
-        attended = attend(*(part.transpose(1, 2) for part in (q, k, v)), bias, self._scratch, relative)
+        parts = (part.transpose(1, 2) for part in (q, k, v))
+        attended = attend(*parts, bias, self._scratch, relative, self._kernel)
         x = x + linear(attended.transpose(1, 2).flatten(2), layer.out.weight, layer.out.bias)
         h = F.silu(linear(normalize(layer.mlp_norm, x).to(dtype), layer.up.weight, layer.up.bias))
         return x + linear(h, layer.down.weight, layer.down.bias)

@@ -70,7 +70,7 @@ def synthesize(weights: VocoderWeights, network: Network, mel: Tensor, cached: T
         cached: (B, 1, m), the source of the samples before, which replaces its beginning; or ``None``.
     """
     source = excite(weights, mel, cached)
-    return _samples(weights, network(mel, _spectrum(weights, source))), source
+    return samples_of(weights, network, mel, source), source
 
 
 def synthesize_all(
@@ -88,38 +88,65 @@ def synthesize_all(
 
 def excite(weights: VocoderWeights, mel: Tensor, cached: Tensor | None = None) -> Tensor:
     """The source signal (B, 1, n) of mel frames (B, 80, T); draws random numbers. Arguments as ``synthesize``."""
-    source = _excite(weights.source, _pitch(weights, mel))
+    source = _excite(weights.source, pitch_of(weights, mel))
     if cached is not None and cached.shape[2]:
         source[:, :, : cached.shape[2]] = cached
     return source
 
 
-def _pitch(weights: VocoderWeights, mel: Tensor) -> Tensor:
-    """(B, T) Hz."""
+def pitch_of(weights: VocoderWeights, mel: Tensor) -> Tensor:
+    """The fundamental frequency (B, T) in Hz of mel frames (B, 80, T)."""
     for convolution in weights.pitch:
         mel = F.elu_(convolve(convolution, mel))
     return F.linear(mel.transpose(1, 2), *weights.pitch_head).squeeze(-1).abs()
 
 
-def _excite(source: Source, pitch: Tensor) -> Tensor:
-    """(B, 1, n): harmonics where speech is voiced, noise where it is not (neural source filter, 2019)."""
-    pitch = pitch[:, None].repeat_interleave(source.scale, dim=-1)
-    numbers = torch.arange(1, source.harmonics + 1, device=pitch.device, dtype=torch.int64)[None, :, None]
-    turns = pitch * numbers / source.rate
-    angles = 2 * math.pi * (torch.cumsum(turns, dim=-1) % 1)
+def random_phases(source: Source, rows: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """(B, harmonics, 1) fp32, the fundamental's 0: where each sine begins; ``generator``: on the host."""
     # drawn on the host, whatever the device, as upstream's distribution is
     low, high = -math.pi, math.pi
     span = torch.tensor(high, dtype=torch.float32, device="cpu") - torch.tensor(low, dtype=torch.float32, device="cpu")
-    phases = low + torch.rand(pitch.size(0), source.harmonics, 1, dtype=torch.float32, device="cpu") * span
+    drawn = torch.rand(rows, source.harmonics, 1, dtype=torch.float32, device="cpu", generator=generator)
+    phases = low + drawn * span
     phases[:, 0] = 0
-    phases = on_device(phases, pitch.device)
-    sines = angles.add_(phases).sin_().mul_(source.amplitude)
-    voiced = (pitch > source.threshold).to(torch.float32)
+    return on_device(phases, device)
+
+
+def turns_of(source: Source, pitch: Tensor) -> Tensor:
+    """(B, harmonics, T) fp32: how far each sine turns from one sample to the next at ``pitch`` (B, T)."""
+    numbers = torch.arange(1, source.harmonics + 1, device=pitch.device, dtype=torch.int64)[None, :, None]
+    return pitch[:, None] * numbers / source.rate
+
+
+def harmonics(source: Source, pitch: Tensor, turned: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+    """The source signal (B, 1, n): harmonics where speech is voiced, else noise (neural source filter, 2019).
+
+    Args:
+        pitch: (B, n) of every sample.
+        turned: (B, harmonics, n) fp32, turns of each sine so far.
+        phases: of ``random_phases``.
+        noise: (B, harmonics, n) normal numbers.
+    """
+    sines = (2 * math.pi * (turned % 1)).add_(phases).sin_().mul_(source.amplitude)
+    voiced = (pitch[:, None] > source.threshold).to(torch.float32)
     loudness = voiced * source.noise + (1 - voiced) * source.amplitude / 3
-    sines = sines * voiced + loudness * torch.randn_like(sines)
-    merged = torch.tanh_(F.linear(sines.transpose(1, 2), *source.merge))
-    torch.randn_like(voiced)  # a second noise that upstream draws and does not use: the next call begins after it
-    return merged.transpose(1, 2)
+    sines = sines * voiced + loudness * noise
+    return torch.tanh_(F.linear(sines.transpose(1, 2), *source.merge)).transpose(1, 2)
+
+
+def _excite(source: Source, pitch: Tensor) -> Tensor:
+    """(B, 1, n) of ``pitch`` (B, T)."""
+    pitch = pitch.repeat_interleave(source.scale, dim=-1)
+    turned = torch.cumsum(turns_of(source, pitch), dim=-1)
+    phases = random_phases(source, pitch.size(0), pitch.device)
+    signal = harmonics(source, pitch, turned, phases, torch.randn_like(turned))
+    torch.randn_like(pitch)  # a second noise that upstream draws and does not use: the next call begins after it
+    return signal
+
+
+def samples_of(weights: VocoderWeights, network: Network, mel: Tensor, source: Tensor) -> Tensor:
+    """Samples (B, n) of mel frames (B, 80, T) and their source signal (B, 1, n)."""
+    return _samples(weights, network(mel, _spectrum(weights, source)))
 
 
 def _spectrum(weights: VocoderWeights, source: Tensor) -> Tensor:

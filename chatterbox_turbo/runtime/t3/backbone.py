@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device.attention_kernels import Kernel
 from .kv_cache import KVCache, bucketed
 from .operations import Watch
 from .transformer import decode_step, prefill
@@ -121,10 +122,13 @@ def padded(requests: int) -> int:
 
 
 class StaticBackbone:
-    """Given weights, a cache of our own, and a step that may be any of several implementations."""
+    """Given weights, a cache of our own, and a step that may be any of several implementations.
 
-    def __init__(self, weights: Weights, step: Step):
-        self.weights, self._step = weights, step
+    ``kernel``: of the prefill's attention; ``None``: torch's choice.
+    """
+
+    def __init__(self, weights: Weights, step: Step, kernel: Kernel | None = None):
+        self.weights, self._step, self._kernel = weights, step, kernel
         self.cache = KVCache(len(weights.layers), weights.heads, weights.head_width, step.cache_dtype, weights.device)
 
     @property
@@ -145,7 +149,7 @@ class StaticBackbone:
         longest = max(one.size(1) for one in embeds)
         alike = [F.pad(one, (0, 0, 0, longest - one.size(1))) for one in embeds]
         lengths = [one.size(1) for one in embeds for _ in range(one.size(0))]
-        return prefill(self.weights, self.cache, torch.cat(alike), lengths)
+        return prefill(self.weights, self.cache, torch.cat(alike), lengths, self._kernel)
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         self.cache.ensure(max(self.cache.lengths) + 1)

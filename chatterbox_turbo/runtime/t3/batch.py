@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from ...errors import DecodingError
+from ..device import random_state
 from .requests import Request, Token
 from .sampling import EXHAUSTED, IMPOSSIBLE
 from .token_step import TokenStep
@@ -42,24 +43,27 @@ class Batch:
         step: what computes their tokens.
         lag: steps that the device may run ahead of the host.
         slots: requests at once.
-        requests: all that will run.
+        rows: of the widest request.
+        alone: there is one request, which may draw from the global generator.
     """
 
-    def __init__(self, step: TokenStep, lag: int, slots: int, requests: Sequence[Request]):
+    def __init__(self, step: TokenStep, lag: int, slots: int, rows: int, alone: bool):
         self._step, self._lag, self.slots = step, lag, slots
-        self._rows = max(request.embeds.size(0) for request in requests)
+        self._rows, self._alone = rows, alone
         self.running: list[Running] = []
-        self._device = requests[0].embeds.device
         self._sent = 0
         self._changed = False  # who runs, since the last token
         # the states that the stop puts back are worth keeping only where the device runs ahead
         self._keep_states = lag > 0
-        self._alone = len(requests) == 1
-        step.begin(slots, self._rows)
+
+    def begin(self) -> None:
+        """Forget whoever ran before."""
+        self._step.begin(self.slots, self._rows)
 
     def admit(self, some: list[Running]) -> None:
         """Requests more: their prefixes are computed."""
         step, requests = self._step, [one.request for one in some]
+        self._device = requests[0].embeds.device
         # one row beside guided requests: both rows are the same
         embeds = [request.embeds.expand(self._rows, -1, -1) for request in requests]
         logits = step.backbone.admit(embeds, [request.limit for request in requests])
@@ -101,7 +105,7 @@ class Batch:
             chosen.arrived.synchronize()
         values = chosen.results.tolist()  # at once: the memory is written again
         for place, (one, index) in enumerate(zip(chosen.running, chosen.indexes, strict=True)):
-            if one.ended:
+            if one.ended or one.request.abandoned:
                 continue  # past its end, chosen before the host knew
             token = self._token(one, index, *values[place])
             if token.end is not None:
@@ -137,8 +141,8 @@ class Batch:
         self._changed = True
 
     def step(self) -> None:
-        """The next logits of every running request; those at their limit leave first, read or not."""
-        for one in [one for one in self.running if one.count == one.request.limit]:
+        """The next logits of every running request; those at their limit, or that nobody wants, leave first."""
+        for one in [one for one in self.running if one.count == one.request.limit or one.request.abandoned]:
             self._leave(self.running.index(one))
         if self.running:
             self._step.advance(len(self.running))
@@ -146,12 +150,10 @@ class Batch:
     def _state(self, generator: Generator | None) -> Tensor:
         if generator is not None:
             return generator.get_state()
-        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else torch.get_rng_state()
+        return random_state.state(self._device)
 
     def _restore(self, generator: Generator | None, state: Tensor) -> None:
         if generator is not None:
             generator.set_state(state)
-        elif self._device.type == "cuda":
-            torch.cuda.set_rng_state(state, self._device)
         else:
-            torch.set_rng_state(state)
+            random_state.restore(self._device, state)

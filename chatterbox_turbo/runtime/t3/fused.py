@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device.quantized import QuantizedMatrix
 from ..layers import Linear, Norm
 from . import operations as plain
 from . import triton_kernels as kernels  # first of all: where it cannot be imported, nothing is defined
@@ -52,6 +53,8 @@ def unsuitable(weights: Weights) -> str:
 
 def product(matrix: Linear, x: Tensor) -> Product:
     """A product without its bias, which the kernel that reads it adds in fp32."""
+    if isinstance(matrix.weight, QuantizedMatrix):
+        return Product(matrix.weight.multiply(x), matrix.bias)
     return Product(x @ matrix.weight.t(), matrix.bias)
 
 

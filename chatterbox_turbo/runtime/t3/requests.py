@@ -111,6 +111,7 @@ class Request:
         limit: tokens at most, the stop token included; at least 1.
         text: first position of the text in the prefix, and its length; for the constraint.
         generator: where its random numbers come from; ``None`` for the global generator.
+        abandoned: nobody wants its tokens any more: it leaves at the next step, without an end.
     """
 
     embeds: Tensor
@@ -118,6 +119,7 @@ class Request:
     limit: int
     text: tuple[int, int] | None = None
     generator: Generator | None = None
+    abandoned: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...errors import describe
 from ..device.compilation import compiled
+from ..device.quantized import QuantizedMatrix
 from .backbone import Step, TorchStep
 from .cpu_step import CpuStep, unsuitable
 from .kv_cache import BUCKET, KVCache
@@ -26,7 +27,7 @@ from .weights import Weights
 ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one counts
 LAYERS = 3  # enough to be larger than a cache of 32 MB, few enough to take a second
 REPEATS = 5
-KERNELS = 3  # goes up when cpu.step_kernels or cpu.products changes: what was measured with others does not count
+KERNELS = 4  # goes up when cpu.step_kernels or cpu.products changes: what was measured with others does not count
 CACHE_VARIABLE = "CHATTERBOX_TURBO_CACHE"
 
 
@@ -77,21 +78,34 @@ def choose_step(weights: Weights, watch: Watch, kernel: str, graphs: bool) -> tu
     reason = unsuitable(weights)
     if reason:
         return TorchStep(weights, watch), f"torch step: {reason}"
-    if kernel == "numba":
-        _compile(weights)
-        return CpuStep(weights, watch), "numba step"
+    if kernel == "numba" or weights.schemes:  # torch makes whole matrices plain: never faster
+        step = CpuStep(weights, watch)
+        _compile(weights, step.cache_dtype)
+        schemes = f" ({', '.join(weights.schemes)})" if weights.schemes else ""
+        return step, f"numba step{schemes}"
     choice = fastest(weights)
+    chosen = ChosenStep(choice, weights, watch)
     if "numba" in choice.names.values():
-        _compile(weights)
-    return ChosenStep(choice, weights, watch), choice.remark
+        _compile(weights, chosen.cache_dtype)
+    return chosen, choice.remark
 
 
-def _compile(weights: Weights) -> None:
-    """Have the kernels ready: where the choice is known and they are not on disk, the first call waits 9 s else."""
-    one = replace(weights, layers=weights.layers[:1])
+def _compile(weights: Weights, cache_dtype: torch.dtype) -> None:
+    """Have the kernels ready: where the choice is known and they are not on disk, the first call waits 9 s else.
+
+    They are compiled for the format of the cache as well, and that may be the one that torch's step reads.
+    """
+    kinds = {tuple(_kind(linear.weight) for linear in (layer.qkv, layer.out, layer.up, layer.down)): layer
+             for layer in weights.layers}  # fmt: skip
+    one = replace(weights, layers=tuple(kinds.values()))
     with torch.inference_mode():
         for rows in (1, 2, ROWS[-1]):  # each takes others
-            _step_of(one, "numba", rows)()
+            _step_of(one, "numba", rows, cache_dtype)()
+
+
+def _kind(matrix: Tensor | QuantizedMatrix) -> str:
+    """What a kernel is compiled for."""
+    return matrix.scheme if isinstance(matrix, QuantizedMatrix) else str(matrix.dtype)
 
 
 def _function(weights: Weights, kernel: str) -> tuple[str, Callable, str]:
@@ -171,10 +185,11 @@ def measure(weights: Weights) -> dict[str, dict[str, float]]:
     return table
 
 
-def _step_of(weights: Weights, name: str, rows: int) -> Callable[[], object]:
-    """An implementation's step over a cache of its own, for so many rows."""
+def _step_of(weights: Weights, name: str, rows: int, cache_dtype: torch.dtype | None = None) -> Callable[[], object]:
+    """An implementation's step over a cache of its own, in the format that it prefers or another, for so many rows."""
     step = make_step(name, weights)
-    cache = KVCache(len(weights.layers), weights.heads, weights.head_width, step.cache_dtype, weights.device)
+    dtype = cache_dtype or step.cache_dtype
+    cache = KVCache(len(weights.layers), weights.heads, weights.head_width, dtype, weights.device)
     cache.begin(rows)
     cache.ensure(BUCKET)
     cache.append(rows, BUCKET // 2)

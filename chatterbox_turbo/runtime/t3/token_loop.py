@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 
@@ -45,21 +46,45 @@ class Loop:
         Raises:
             DecodingError: a token cannot be drawn; the message names the step.
         """
+        requests = list(requests)
+        if not requests:
+            return iter(())
+        rows = max(request.embeds.size(0) for request in requests)
+        batch = Batch(self._made(), self.lag, min(slots or len(requests), len(requests)), rows, len(requests) == 1)
+        return _run(batch, self.lag, iter(requests))
+
+    def serve(self, source: Iterator[Request | None], slots: int, rows: int) -> Iterator[Token]:
+        """As ``generate``, of requests that come while others run, each with a generator of its own.
+
+        Tokens carry the number of the request in the order of the source. Ends when nothing runs and nothing waits.
+
+        Args:
+            source: the next request, or ``None`` while there is none; asked before each step.
+            rows: of the widest request to come.
+        """
+        return _run(Batch(self._made(), self.lag, slots, rows, False), self.lag, source)
+
+    def _made(self) -> TokenStep:
         if self._step is None:
             self._step = TokenStep(self.backbone, self.procedure, self.vocabulary, self.constraint)
-        return _run(self._step, self.lag, list(requests), slots)
+        return self._step
 
 
 @torch.inference_mode()
-def _run(step: TokenStep, lag: int, requests: list[Request], slots: int | None) -> Iterator[Token]:
-    if not requests:
-        return
-    batch = Batch(step, lag, min(slots or len(requests), len(requests)), requests)
-    waiting = deque(Running(number, request) for number, request in enumerate(requests))
-    pending: deque[Chosen] = deque()
-    while waiting or batch.running or pending:
-        if waiting and len(batch.running) < batch.slots:
-            batch.admit([waiting.popleft() for _ in range(min(len(waiting), batch.slots - len(batch.running)))])
+def _run(batch: Batch, lag: int, source: Iterator[Request | None]) -> Iterator[Token]:
+    batch.begin()
+    numbers, pending = count(), deque[Chosen]()
+    while True:
+        some: list[Running] = []
+        while len(batch.running) + len(some) < batch.slots:
+            request = next(source, None)
+            if request is None:
+                break
+            some.append(Running(next(numbers), request))
+        if some:
+            batch.admit(some)
+        if not batch.running and not pending:
+            return
         if batch.running:
             pending.append(batch.choose())
         while pending and (len(pending) > lag or not batch.running):

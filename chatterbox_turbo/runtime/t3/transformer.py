@@ -12,16 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device.attention_kernels import Kernel
 from .kv_cache import KVCache
 from .operations import PLAIN, Operations, Product, Watch, split_heads, turning
 from .weights import Weights
 
 
-def prefill(weights: Weights, cache: KVCache, embeds: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def prefill(
+    weights: Weights,
+    cache: KVCache,
+    embeds: Tensor,
+    lengths: Sequence[int] | None = None,
+    kernel: Kernel | None = None,
+) -> Tensor:
     """Append sequences to the cache: embeddings (R, P, D) to logits (R, V) fp32 of the last position.
 
     The R sequences become the last rows in use. ``lengths``: positions of each, where behind them is padding; no
-    position sees what is behind it, so that nothing has to be masked.
+    position sees what is behind it, so that nothing has to be masked. ``kernel``: of attention; without it torch's
+    choice.
     """
     rows, length, _ = embeds.shape
     first = cache.rows
@@ -30,19 +38,27 @@ def prefill(weights: Weights, cache: KVCache, embeds: Tensor, lengths: Sequence[
     positions = torch.arange(length, device=embeds.device)
     turn = weights.rotary(positions)
     turn = None if turn is None else turning(*turn)
-    # kernels for CPUs are slower in half precision
-    dtype = torch.float32 if embeds.device.type == "cpu" else cache.keys.dtype
+    dtype = prefill_format(cache.keys.dtype, embeds.device)
 
     def attend(layer: int, qkv: Product) -> Tensor:
         q, k, v = (one.to(dtype).transpose(1, 2) for one in split_heads(qkv, weights.heads, turn))
         cache.keys[layer, first : first + rows, :, :length] = k
         cache.values[layer, first : first + rows, :, :length] = v
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if kernel is None:
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            attended = kernel(q, k, v, causal=True)
         return attended.transpose(1, 2).flatten(2).to(qkv.values.dtype)
 
     last = cache.device_lengths[first : first + rows] - 1
     chosen = torch.arange(rows, device=embeds.device), last
     return _run(weights, embeds, positions, attend, PLAIN, lambda x: x[chosen])
+
+
+def prefill_format(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The format in which the prefill attends, where keys and values are kept in ``dtype``."""
+    # kernels for CPUs are slower in half precision
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 def decode_step(

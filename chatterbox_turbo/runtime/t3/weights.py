@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..device.quantized import QuantizedMatrix
 from ..layers import Linear, Norm
 
 
@@ -54,7 +55,7 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format of the matrices."""
+        """The number format of products, and of the matrices that are not quantized."""
         return self.layers[0].qkv.weight.dtype
 
     @property
@@ -67,10 +68,20 @@ class Weights:
         """Positions that there are embeddings for, or ``None`` where positions have no end."""
         return None if self.positions is None else self.positions.size(0)
 
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> list[Tensor | QuantizedMatrix]:
         """Every matrix that one step reads from end to end."""
         each = [(layer.qkv, layer.out, layer.up, layer.down) for layer in self.layers]
         return [linear.weight for four in each for linear in four] + [self.head.weight]
+
+    def storages(self) -> list[Tensor]:
+        """The memory of all of them: quantized ones have several tensors."""
+        each = (matrix.tensors if isinstance(matrix, QuantizedMatrix) else (matrix,) for matrix in self.matrices())
+        return [tensor for tensors in each for tensor in tensors]
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Names of the quantization schemes among the matrices, in alphabetical order."""
+        return tuple(sorted({matrix.scheme for matrix in self.matrices() if isinstance(matrix, QuantizedMatrix)}))
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines (…, Dh / 2) fp32 of positions (…) int64, or ``None`` without rotary embedding."""

@@ -161,7 +161,8 @@ def resample_on(device: Any) -> Resampler:
     def by_torchaudio(samples: np.ndarray, source: int, target: int) -> np.ndarray:
         if source == target:
             return samples
-        waves = torch.from_numpy(np.ascontiguousarray(samples)).to(device)
+        waves = torch.from_numpy(np.ascontiguousarray(samples))
+        waves = (waves.float() if torch.device(device).type == "mps" else waves).to(device)  # which has no float64
         return torchaudio.functional.resample(waves, source, target).cpu().numpy()
 
     return by_torchaudio

@@ -1,0 +1,145 @@
+"""Lines of JSON that say what is spoken: all of them are looked at before anything is."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.messages import nearest
+from ..errors import InvalidRequestError, brief
+
+SHOWN = 5  # mistakes in a message
+OWN = ("id", "text", "voice", "seed")
+_REFUSED = re.compile(r'[\x00-\x1f<>:"/\\|?*\x7f]')  # by one file system or another
+LONGEST = 200  # bytes of a file's name, without its ending
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A line: its number from 1 on, the name of its file, and an item of a batch."""
+
+    line: int
+    name: str
+    item: Mapping[str, Any]
+
+    def digest(self, *others: Any) -> str:
+        """What its audio depends on, told in 16 characters; a recording by its size and when it was changed."""
+        found = {**self.item}
+        if path := found.get("audio_prompt_path"):
+            about = Path(path).stat()
+            found["audio_prompt_path"] = [str(path), about.st_size, about.st_mtime_ns]
+        data = json.dumps([found, *others], sort_keys=True, default=str)
+        return hashlib.sha256(data.encode()).hexdigest()[:16]
+
+
+def arguments_of(generate: Any) -> tuple[str, ...]:
+    """Names of the arguments of a model's ``generate``."""
+    return tuple(list(inspect.signature(generate).parameters)[1:])
+
+
+def read_prompts(
+    path: Path, arguments: Iterable[str], seed: int, defaults: Mapping[str, Any], languages: Iterable[str] = ()
+) -> list[Prompt]:
+    """The lines of a file in UTF-8, empty ones left out.
+
+    Args:
+        arguments: names that a line may have beside ``id``, ``text``, ``seed`` and ``voice`` (a recording, which is
+            ``audio_prompt_path`` by another name).
+        seed: a line's own is this and its number, where it has none.
+        defaults: arguments that a line may leave out.
+        languages: that ``language_id`` may be; any where there are none.
+
+    Raises:
+        InvalidRequestError: lines are wrong; the message has the first of them, each with its number.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InvalidRequestError(f"{path}: line {number}: not in UTF-8: {error.reason}.") from error
+    known = tuple(dict.fromkeys((*OWN, *arguments)))
+    prompts: list[Prompt] = []
+    wrong: list[str] = []
+    used: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = _object(line)
+            name = _name(values.pop("id", number))
+            item = {"seed": seed + number, **defaults, **_item(values, known, set(languages))}
+            if (first := used.setdefault(name.casefold(), number)) != number:
+                raise ValueError(f"the id {brief(name)} is that of line {first} too")
+            prompts.append(Prompt(number, name, item))
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+    if wrong:
+        rest = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise InvalidRequestError(f"{path}: {'; '.join(wrong[:SHOWN])}{rest}.", "", "Nothing has been spoken.")
+    if not prompts:
+        raise InvalidRequestError(f"{path} has no lines.", "", 'One a line: {"text": "..."}.')
+    return prompts
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {error.msg} at character {error.colno}") from None
+    except RecursionError:
+        raise ValueError("no JSON: nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f'{brief(values)} is no object: {{"text": "..."}}')
+    return values
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{brief(next(name for name in names if names.count(name) > 1))} is there twice")
+    return values
+
+
+def _name(value: Any) -> str:
+    """The name of a file."""
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"the id is {brief(value)}: it names a file")
+    if _REFUSED.search(name) or name[0] in ". " or name[-1] in ". " or len(name.encode(errors="replace")) > LONGEST:
+        raise ValueError(f"the id {brief(name)} is no name of a file: letters, digits, - and _ are")
+    return name
+
+
+def _item(values: dict[str, Any], known: tuple[str, ...], languages: set[str]) -> dict[str, Any]:
+    """Values that have been looked at, by the names of ``generate``."""
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown key {brief(name)}{nearest(name, known)}")
+    text = values.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the text is {brief(text)}" if "text" in values else "there is no text")
+    seed = values.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"the seed is {brief(seed)}: a whole number from 0 on")
+    if "voice" in values:
+        if "audio_prompt_path" in values:
+            raise ValueError("voice and audio_prompt_path mean the same: give one")
+        values = {("audio_prompt_path" if name == "voice" else name): value for name, value in values.items()}
+    recording = values.get("audio_prompt_path")
+    if recording is not None and not (isinstance(recording, str) and Path(recording).is_file()):
+        raise ValueError(f"there is no recording {brief(recording)}")
+    language = values.get("language_id")
+    if language is not None and languages and str(language).lower() not in languages:
+        raise ValueError(f"unknown language {brief(language)}; the model speaks {', '.join(sorted(languages))}")
+    return values

@@ -1,0 +1,142 @@
+"""Readings of this process's memory and of the machine's, each of some microseconds; ``None`` where none can be had.
+
+Resident memory is what of a process lies in RAM. Its highest value since the start is a counter of the kernel's
+(VmHWM); Linux lets it begin anew through ``/proc/self/clear_refs``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+STATUS, MEMINFO, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # of proc(5): VmHWM becomes VmRSS; no page is touched
+# (limit, usage, statistics, what of the usage goes by itself) of a container: control groups 2, then 1
+GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes of this process in RAM: now, at most so far, and of now what files back and what nothing does."""
+
+    now: int
+    peak: int | None = None
+    files: int | None = None
+    anonymous: int | None = None
+
+
+@dataclass(frozen=True)
+class Heap:
+    """What glibc's ``malloc`` holds, in bytes.
+
+    ``heap``: its heaps; ``in_use`` and ``free``: parts of them (of what is free, pages may have been given back
+    already); ``mapped``: large blocks outside of them, each of which goes when it is freed.
+    """
+
+    heap: int
+    in_use: int
+    free: int
+    mapped: int
+
+    @property
+    def fragmentation(self) -> float:
+        """The share of the heaps that is free, and kept."""
+        return self.free / self.heap if self.heap else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """As plain values."""
+        return {**asdict(self), "fragmentation": self.fragmentation}
+
+
+class _Mallinfo(ctypes.Structure):
+    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
+
+
+def resident() -> Resident | None:
+    """This process's resident memory, by Linux; elsewhere by psutil, without the peak."""
+    found = dict(_entries(STATUS))
+    if "VmRSS" in found:
+        return Resident(*(found.get(name) for name in ("VmRSS", "VmHWM", "RssFile", "RssAnon")))  # type: ignore[arg-type]
+    try:
+        import psutil  # an optional package
+    except ImportError:
+        return None
+    return Resident(psutil.Process().memory_info().rss)
+
+
+def reset_peak() -> bool:
+    """Let the peak begin anew, for the whole process; whether the system let it."""
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def heap() -> Heap | None:
+    """What the C library holds, where it is glibc 2.33 or newer."""
+    mallinfo2 = _mallinfo2()
+    if mallinfo2 is None:
+        return None
+    info = mallinfo2()
+    return Heap(info.arena, info.uordblks, info.fordblks, info.hblkhd)
+
+
+def available() -> tuple[int, int] | None:
+    """Bytes that can still be had without swapping, and all that there are: the machine's or a container's."""
+    found = dict(_entries(MEMINFO))
+    try:
+        free, total = found["MemAvailable"], found["MemTotal"]
+    except KeyError:
+        return _by_psutil()
+    for limit, usage, statistics, name in GROUPS:
+        with suppress(OSError, ValueError):  # no such group, or "max": no limit
+            most, used = (int(Path(path).read_text()) for path in (limit, usage))
+            if most < total:
+                reclaimable = dict(_entries(Path(statistics), unit=1)).get(name, 0)
+                return min(free, max(0, most - used + reclaimable)), most
+    return free, total
+
+
+def _by_psutil() -> tuple[int, int] | None:
+    try:
+        import psutil  # an optional package
+    except ImportError:
+        return None
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def _entries(path: Path, unit: int = 1024) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of the lines ``name: number kB`` or ``name number``."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        name, *values = line.replace(":", " ").split()
+        if values and values[0].isdigit():
+            yield name, int(values[0]) * unit
+
+
+@functools.cache
+def _mallinfo2():
+    try:
+        function = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.restype = _Mallinfo
+    return function

@@ -1,0 +1,279 @@
+"""Speech that is heard while it is made: blocks of marked samples, with figures about them.
+
+A stream goes through the same stages as ``generate`` (``upstream/stages.py``), window by window: T3's tokens come from
+a batch that all streams of a model share (``runtime.t3.service``), flow matching and vocoder run over windows of them
+(``runtime.s3gen.streaming``), and one watermark spans the whole of it (``runtime.voice.marking``). The model is locked
+for a block, and free between two of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InvalidRequestError, UnavailablePassError
+from ..runtime.s3gen.drawn import seeded
+from ..runtime.s3gen.streaming import AcousticStream, Windows
+from ..runtime.voice.marking import MarkStream
+from ..upstream.flow_inputs import TOKEN_SAMPLES
+from ..upstream.flow_windows import FlowWindows
+from .pipeline import Pipeline
+from .utterance import Utterance
+
+NOISE_FRAMES = 50  # of flow matching's noise that are drawn at once
+AHEAD = 2  # pieces of a text whose tokens are decoded beside each other
+
+
+@dataclass(frozen=True)
+class StreamMetrics:
+    """Figures of a stream up to a block.
+
+    Attributes:
+        chunk: number of the block, from 0.
+        seconds: of audio so far, this block included.
+        elapsed: seconds since the stream was asked for.
+        first_audio: seconds until the first block was there.
+        real_time_factor: seconds of work for a second of audio.
+        tokens: speech tokens so far.
+        lead: seconds that a player which began with the first block still has to play when this one comes; below 0 it
+            has run dry.
+    """
+
+    chunk: int
+    seconds: float
+    elapsed: float
+    first_audio: float
+    real_time_factor: float
+    tokens: int
+    lead: float
+
+
+class Segment:
+    """One utterance of a stream, on its way from T3 to samples; the caller holds the model's lock.
+
+    Args:
+        item: as ``Pipeline.utterance`` takes it, and optionally ``pause``, seconds of silence behind it.
+    """
+
+    def __init__(self, pipeline: Pipeline, number: int, item: Mapping[str, Any], windows: Windows | None):
+        self._pipeline, self._stages = pipeline, pipeline.stages
+        self.pause = float(item.get("pause", 0.0))
+        arguments = {name: value for name, value in item.items() if name != "pause"}
+        self.utterance: Utterance = pipeline.utterance(number, arguments)
+        self._engine, self._ticket = pipeline.engines.token_model, None
+        if self._engine is not None:
+            self._ticket = self._engine.service.submit(pipeline.request(self.utterance))
+        self._acoustic = _acoustic(pipeline, self.utterance, windows)
+        self.tokens = 0  # speech tokens so far
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Samples (m,) as they become complete."""
+        if self._ticket is None:
+            yield from self._converted()
+            return
+        ticket, service = self._ticket, self._engine.service
+        try:
+            while not ticket.over:
+                # not more than a window wants, though there may be more: or the sound would depend on who else speaks
+                wanted = self._acoustic.wanted()
+                while not ticket.over and len(self._sounding()) < wanted:
+                    service.advance(ticket, len(ticket.ids) + 1)
+                if not ticket.over:
+                    yield from self._acoustic.push(self._fresh(wanted))
+            self._engine.told(ticket)
+            yield from self._rest()
+        finally:
+            self.leave()
+
+    def _converted(self) -> Iterator[Tensor]:
+        """Of a recording, whose tokens are there at once (voice conversion)."""
+        stages, utterance = self._stages, self.utterance
+        asked = stages.ask(utterance.given, utterance.voice)
+        with torch.inference_mode():
+            tokens = stages.spoken(stages.decode(asked)).flatten()
+        self.tokens = len(tokens)
+        yield from self._acoustic.run([tokens])
+
+    def leave(self) -> None:
+        """Nobody wants the rest."""
+        if self._ticket is not None:
+            self._ticket.request.abandoned = True
+        self._acoustic.close()
+
+    def _rest(self) -> Iterator[Tensor]:
+        """What is left once all tokens are there, by the same windows."""
+        count = len(self._sounding())
+        while self.tokens < count:
+            yield from self._acoustic.push(self._fresh(min(self._acoustic.wanted(), count)))
+        yield from self._acoustic.finish()
+
+    def _sounding(self) -> list[int]:
+        return self._stages.sounding(self._ticket.ids)
+
+    def _fresh(self, count: int) -> Tensor:
+        new = self._sounding()[self.tokens : count]
+        self.tokens += len(new)
+        return torch.tensor(new, dtype=torch.long, device=self._pipeline.parts.device)
+
+
+def _acoustic(pipeline: Pipeline, utterance: Utterance, windows: Windows | None) -> AcousticStream:
+    """Tokens to samples of one utterance, with random numbers of its own that T3's do not shift."""
+    stages, engines, parts = pipeline.stages, pipeline.engines, pipeline.parts
+    reference, seed = stages.voice_reference(utterance.voice), utterance.draws.seed
+    if engines.flow is not None:
+        reference = engines.flow.own({"ref_dict": reference})["ref_dict"]
+    frames = torch.as_tensor(reference["prompt_feat"]).size(1)
+    prompt = seeded(80, 1, parts.device, seed + 2).between(0, frames)
+    flow = FlowWindows(parts.s3gen, reference, prompt, steps=stages.steps())
+
+    def mels(tokens: Tensor, first: int, noise: Tensor) -> Tensor:
+        if engines.flow is not None:
+            engines.flow.prepared.current()  # the part is on the device
+        return stages.in_format(flow(tokens, first, noise))
+
+    crop = 0 if stages.crop(2) is None else TOKEN_SAMPLES
+    noise, vocode = seeded(80, NOISE_FRAMES, parts.device, seed + 1), engines.vocoder.streamed(seed + 3)
+    return AcousticStream(mels, vocode, noise, windows, stages.fade(), stages.tail(), flow.skipped, crop)
+
+
+class SpeechStream:
+    """An iterator, also an asynchronous one, over (samples (1, m) float32 on the host, ``StreamMetrics``).
+
+    Close it, or leave its ``with``, where not all of it is wanted.
+
+    Args:
+        working: the model for a block: its lock and surroundings; yields its pipeline, or the reason why there is none.
+        items: utterances, read as they are needed.
+    """
+
+    def __init__(
+        self,
+        working: Callable[[], AbstractContextManager[Pipeline]],
+        items: Iterable[Mapping[str, Any]],
+        windows: Windows | None,
+    ):
+        self._working, self._items, self._windows = working, items, windows
+        self._start = time.perf_counter()
+        self._pipeline: Pipeline | None = None
+        self._blocks: Iterator[Tensor] | None = None
+        self._open: list[Segment] = []
+        self._sent = self._samples = self._tokens = 0
+        self._first = self._busy = 0.0
+        self._closed = False
+
+    def __iter__(self) -> SpeechStream:
+        return self
+
+    def __next__(self) -> tuple[Tensor, StreamMetrics]:
+        if self._closed:
+            raise StopIteration
+        begun = time.perf_counter()
+        try:
+            with self._working() as pipeline:
+                if self._pipeline is None:
+                    self._pipeline = pipeline
+                    self._blocks = self._made(pipeline)
+                if pipeline is not self._pipeline:
+                    raise UnavailablePassError("The model's configuration has changed while it was streaming.")
+                block = next(self._blocks, None)
+        except BaseException:
+            self.close()
+            raise
+        if block is None:
+            self.close()
+            raise StopIteration
+        now = time.perf_counter()
+        self._busy += now - begun
+        return block[None], self._metrics(block, now)
+
+    def _metrics(self, block: Tensor, now: float) -> StreamMetrics:
+        rate, before = self._pipeline.parts.model.sr, self._samples
+        if not self._sent:
+            self._first = now - self._start
+        lead = before / rate - (now - self._start - self._first)
+        self._samples += len(block)
+        self._sent += 1
+        seconds = self._samples / rate
+        tokens = self._tokens + sum(segment.tokens for segment in self._open)
+        factor = self._busy / seconds
+        return StreamMetrics(self._sent - 1, seconds, now - self._start, self._first, factor, tokens, lead)
+
+    def _made(self, pipeline: Pipeline) -> Iterator[Tensor]:
+        """Marked blocks (m,) of all segments."""
+        marks = MarkStream(lambda signal: pipeline.stages.watermark(signal))
+        for samples in self._spoken(pipeline):
+            for block in marks.push(samples.float().cpu().numpy()):
+                yield torch.from_numpy(np.ascontiguousarray(block))
+        for block in marks.finish():
+            yield torch.from_numpy(np.ascontiguousarray(block))
+
+    def _spoken(self, pipeline: Pipeline) -> Iterator[Tensor]:
+        rest = enumerate(self._items)
+        rate = pipeline.parts.model.sr
+        while True:
+            while len(self._open) < AHEAD:  # the next one's tokens are decoded beside those of this one
+                entry = next(rest, None)
+                if entry is None:
+                    break
+                self._open.append(Segment(pipeline, *entry, self._windows))
+            if not self._open:
+                return
+            segment = self._open[0]
+            yield from segment.blocks()
+            self._tokens += segment.tokens
+            self._open.pop(0)
+            if segment.pause and self._open:
+                yield torch.zeros(int(segment.pause * rate))
+
+    def close(self) -> None:
+        """Let go of everything; the model goes on with what others want of it. Nothing more comes."""
+        self._closed = True
+        for segment in self._open:
+            segment.leave()
+        self._open.clear()
+        blocks, self._blocks = self._blocks, None
+        if blocks is not None and self._pipeline is not None:
+            blocks.close()
+            # what the batch holds for nobody goes with the next step, or now
+            with suppress(UnavailablePassError), self._working() as pipeline:
+                if pipeline.engines.token_model is not None:
+                    pipeline.engines.token_model.service.tidy()
+
+    def __enter__(self) -> SpeechStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> SpeechStream:
+        return self
+
+    async def __anext__(self) -> tuple[Tensor, StreamMetrics]:
+        # StopIteration cannot leave a future
+        result = await asyncio.to_thread(next, self, None)
+        if result is None:
+            raise StopAsyncIteration
+        return result
+
+    async def aclose(self) -> None:
+        """``close`` that does not block the loop."""
+        await asyncio.to_thread(self.close)
+
+
+def joined(blocks: Sequence[tuple[Tensor, StreamMetrics]]) -> Tensor:
+    """Samples (1, n) of all blocks of a stream.
+
+    Raises:
+        InvalidRequestError: there are none.
+    """
+    if not blocks:
+        raise InvalidRequestError("The stream gave no audio.")
+    return torch.cat([samples for samples, _ in blocks], dim=1)
