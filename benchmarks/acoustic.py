@@ -1,6 +1,6 @@
 """Flow matching and vocoder of a full-size model: upstream against this package's, in turns.
 
-python benchmarks/acoustic.py [FAMILY] [FRAMES] [ROUNDS]
+python benchmarks/acoustic.py [FAMILY] [FRAMES] [ROUNDS] [FORMAT]; "vc" is English's acoustic half alone.
 """
 
 from __future__ import annotations
@@ -40,10 +40,14 @@ def variants(steps: int, guided: bool) -> dict[str, dict | None]:
         f"fp32, {half} steps": only(SOLVER, steps=half),
         f"bf16, {half} steps": only(SOLVER, BF16, steps=half),
     }
-    return table | ({f"fp32, {half} of {steps} steps guided": only(SOLVER, guided_steps=half)} if guided else {})
+    if guided:
+        table[f"fp32, {half} of {steps} steps guided"] = only(SOLVER, guided_steps=half)
+        for fewer, first in ((6, 4), (6, 3), (5, 3), (4, 4), (4, 3), (4, 2), (3, 3)):
+            table[f"bf16, {fewer} steps, {first} guided"] = only(SOLVER, BF16, steps=fewer, guided_steps=first)
+    return table
 
 
-def main(family: str = "english", frames: str = "900", rounds: str = "3") -> None:
+def main(family: str = "english", frames: str = "900", rounds: str = "3", only_format: str = "") -> None:
     model = synthetic.build(family, "full")
     decoder, mean_flow = model.s3gen.flow.decoder, flow_weights.is_mean_flow(model.s3gen)
     steps = 2 if mean_flow else 10
@@ -61,7 +65,8 @@ def main(family: str = "english", frames: str = "900", rounds: str = "3") -> Non
         return model.s3gen.mel2wav.inference(speech_feat=mean[..., : int(frames) * 4 // 9])[0]
 
     print(f"flow matching, {frames} frames, {steps} steps: seconds (min to max), ratio, SNR, mean distance of log-mels")
-    table(model, variants(steps, not mean_flow), solve, int(rounds))
+    compared = {name: config for name, config in variants(steps, not mean_flow).items() if only_format in name}
+    table(model, {"upstream": None} | compared, solve, int(rounds))
     print(f"vocoder, {int(frames) * 4 // 9} frames")
     table(model, {"upstream": None, "fp32": only(VOCODER)}, vocode, int(rounds))
 
