@@ -114,10 +114,12 @@ def test_streams_that_are_left_leave_nothing(english):
                     break
         assert next(stream, None) is None
         assert engine.service._run is None and engine.backbone.cache.nbytes == 0
-    forgotten = english.turbo.stream(TEXT, seed=0, windows=SMALL)
+    forgotten = english.turbo.stream([TEXT, TEXT, TEXT], seed=0, windows=SMALL)  # two are decoded beside each other
     next(forgotten)
+    assert len(engine.service) >= 1
     del forgotten
     gc.collect()
+    assert len(engine.service) == 0
     before = threading.active_count()
     assert english.generate("Hello.").numel() and engine.service._run is None
     assert threading.active_count() == before

@@ -218,27 +218,29 @@ class SpeechStream:
     def _spoken(self, pipeline: Pipeline) -> Iterator[Tensor]:
         rest = enumerate(self._items)
         rate = pipeline.parts.model.sr
-        while True:
-            while len(self._open) < AHEAD:  # the next one's tokens are decoded beside those of this one
-                entry = next(rest, None)
-                if entry is None:
-                    break
-                self._open.append(Segment(pipeline, *entry, self._windows))
-            if not self._open:
-                return
-            segment = self._open[0]
-            yield from segment.blocks()
-            self._tokens += segment.tokens
-            self._open.pop(0)
-            if segment.pause and self._open:
-                yield torch.zeros(int(segment.pause * rate))
+        try:
+            while True:
+                while len(self._open) < AHEAD:  # the next one's tokens are decoded beside those of this one
+                    entry = next(rest, None)
+                    if entry is None:
+                        break
+                    self._open.append(Segment(pipeline, *entry, self._windows))
+                if not self._open:
+                    return
+                segment = self._open[0]
+                yield from segment.blocks()
+                self._tokens += segment.tokens
+                self._open.pop(0)
+                if segment.pause and self._open:
+                    yield torch.zeros(int(segment.pause * rate))
+        finally:  # also of a stream that is dropped without being closed
+            for segment in self._open:
+                segment.leave()
+            self._open.clear()
 
     def close(self) -> None:
         """Let go of everything; the model goes on with what others want of it. Nothing more comes."""
         self._closed = True
-        for segment in self._open:
-            segment.leave()
-        self._open.clear()
         blocks, self._blocks = self._blocks, None
         if blocks is not None and self._pipeline is not None:
             blocks.close()

@@ -52,6 +52,10 @@ class Service:
         self._taken: list[Ticket] = []  # by their number in the run
         self._run: Iterator[Token] | None = None
 
+    def __len__(self) -> int:
+        """Requests that wait or run."""
+        return sum(not ticket.over for ticket in (*self._waiting, *self._taken))
+
     def submit(self, request: Request) -> Ticket:
         """A request more, which takes part from the next step on where there is a place."""
         ticket = Ticket(request)
