@@ -129,8 +129,8 @@ def test_speech_tokens_that_are_none(models, family):
         torch.manual_seed(0)
         return model.s3gen.inference(speech_tokens=tokens, ref_dict=dict(model.conds.gen))[0]
 
-    # more than T3 speaks; and as many as take seconds where flow matching takes ten guided steps
-    many = torch.randint(0, 6561, (1, 1010 if family == "turbo" else 250), generator=torch.Generator().manual_seed(0))
+    # more than T3 speaks, where flow matching takes two steps
+    many = torch.randint(0, 6561, (1, 1010 if family == "turbo" else 60), generator=torch.Generator().manual_seed(0))
     expected = [sound(tokens) for tokens in (many[:, :1], many)]
     with turbo.optimized(model, ACOUSTIC):
         for tokens, said in (

@@ -21,9 +21,12 @@ QUIET = {"decoding": {"progress": "off"}}
 EVERYTHING = {**QUIET, "warmup": {"level": "light"}}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["english", "turbo", "vc"])
 def test_a_failure_in_any_write_leaves_the_model_pristine(models, monkeypatch, family):
-    """Before and after each write of the exact preset, entry points and timers included; rows: test_passes.py."""
+    """Before and after each write of the exact preset, entry points and timers included; rows: test_passes.py.
+
+    What multilingual's alignment writes is there as well; the rest is English's.
+    """
     model = models(family)
     speak(model)
     before = snapshot(model)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from itertools import pairwise
 
 import pytest
 from cases import recording
-from cli_tools import ROOT, error
+from cli_tools import error, started
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.cli.matrix import _quality, legend, matrix_table, rows_named
@@ -66,18 +64,8 @@ def test_the_command_and_an_interrupt(tmp_path, saved):
     """Processes of their own, in turns; what was measured before an interrupt is printed, written and drawn."""
     rows = ["--presets", "fast,exact,auto", "--json", "m.json", "--plot", "m.png"]
     folder = ["--checkpoint", str(saved("english")), "--size", "tiny"]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    running = subprocess.Popen(
-        [sys.executable, "-m", "chatterbox_turbo.cli", "bench", "--matrix", *folder, *rows],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CHATTERBOX_TURBO__DECODING__KERNEL": "torch"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # a suite that a shell runs in the background ignores interrupts, and so would what it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command = ["bench", "--matrix", *folder, *rows]
+    running = started(tmp_path, *command, CHATTERBOX_TURBO__DECODING__KERNEL="torch")
     end = time.monotonic() + 900
     while running.poll() is None and time.monotonic() < end:
         time.sleep(0.1)

@@ -29,7 +29,7 @@ def measure(weights):
 
 step_choice.measure = measure
 with event.install_recorder("numba:compile") as at_apply:
-    turbo.apply(model, {"preset": "fast", "decoding": {"progress": "off"}})
+    turbo.apply(model, {"preset": "auto", "decoding": {"progress": "off"}})
 with event.install_recorder("numba:compile") as compiled:
     model.generate("Hello.", audio_prompt_path=str(synthetic.reference_voice()))
     reason = model.turbo.plan.step("decoding").reason
@@ -40,7 +40,7 @@ print(len(at_apply.buffer), len(compiled.buffer))
 
 def test_nothing_is_compiled_or_measured_afterwards(tmp_path):
     kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels"), "CHATTERBOX_TURBO_CACHE": str(tmp_path / "steps")}
-    arguments = ("prepare", "--preset", "fast", "--size", "tiny", "--device", "cpu")
+    arguments = ("prepare", "--preset", "auto", "--size", "tiny", "--device", "cpu")
     done = command(tmp_path, *arguments, **kept)
     assert done.returncode == 0, done.stderr
     compiled, found = map(int, re.search(r"kernels: (\d+) compiled, (\d+) found", done.stdout).groups())

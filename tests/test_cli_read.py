@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cli_tools import ROOT, error, watermark_in
+from cli_tools import ROOT, error, started, watermark_in
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.cli import main
@@ -346,25 +346,14 @@ def test_the_command(prebuilt, book, capsys):
     assert code == 1 and "nothing that can be said" in line
 
 
-def test_signals(tmp_path, saved):
+def test_signals(tmp_path, saved, monkeypatch, capsys):
     """The command of a user, ended twice, each time in another wave: what is finished is kept."""
     (tmp_path / "book.txt").write_text("One fox jumps over a dog. " * 49)
     (tmp_path / "c.toml").write_text(TOML)
     checkpoint = ("--checkpoint", str(saved("english")), "--size", "tiny", "--config", "c.toml")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    begin = {
-        "args": [sys.executable, "-m", "chatterbox_turbo.cli", "read", "book.txt", "-o", "a.flac", *checkpoint],
-        "cwd": tmp_path,
-        "env": {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        # a suite that a shell runs in the background ignores interrupts, and so would what it starts
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    }
+    arguments = ("read", "book.txt", "-o", "a.flac", *checkpoint)
     for number, how in enumerate((signal.SIGKILL, signal.SIGTERM)):
-        running = subprocess.Popen(**begin)
-        end = time.monotonic() + 900
+        running, end = started(tmp_path, *arguments), time.monotonic() + 900
         while running.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
             if (tmp_path / "a.flac.parts" / f"{number:05d}.json").exists():
@@ -375,9 +364,9 @@ def test_signals(tmp_path, saved):
         assert not (tmp_path / "a.flac").exists() and (tmp_path / "a.flac.parts" / "reading.json").exists()
         if how is not signal.SIGKILL:
             assert "what is finished is kept in a.flac.parts" in err
-    again = subprocess.Popen(**begin)
-    out, err = again.communicate(timeout=900)
-    assert again.returncode == 0, err
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments]) == 0
+    out = capsys.readouterr().out
     # two waves were written; whether a third was finished before the second signal is a matter of time
     assert re.search(r"49 pieces, (32|48) of an earlier run", out), out
     assert watermark_in(tmp_path / "a.flac") > 40 and names(tmp_path) == ["a.flac", "book.txt", "c.toml"]

@@ -22,6 +22,7 @@ from cases import (
     request_for,
     snapshot,
     speak,
+    upstreams,
     voice_kinds,
     weakest,
 )
@@ -61,14 +62,13 @@ def rows():
 
 
 def pairs():
-    """Two passes in every family that has both; what multilingual has beside T3 is English's, class by class."""
+    """Two passes in one family that has both, the families in turn: a pass alone is looked at in each (``rows``)."""
+    number = 0
     for a, b in itertools.combinations(CASES, 2):
-        for family in FAMILIES if a.name != b.name else ():
-            again = family == "multilingual" and not {a.name, b.name} & {"decoding", "alignment"}
-            # a text that can be said at once goes past the pass text, whatever else is on: one family tells
-            again = again or ("text" in (a.name, b.name) and family != "english")
-            if family in a.families and family in b.families and not again:
-                yield pytest.param(a, b, family, id=f"{a}+{b}-{family}")
+        both = [family for family in FAMILIES if family in a.families and family in b.families]
+        if both and a.name != b.name:
+            yield pytest.param(a, b, both[number % len(both)], id=f"{a}+{b}-{both[number % len(both)]}")
+            number += 1
 
 
 @pytest.fixture(autouse=True)
@@ -148,12 +148,11 @@ def test_pass_does_something(models, case, family):
 @pytest.mark.parametrize("case, family", rows())
 def test_revert_leaves_no_trace(models, case, family):
     model = models(family)
-    expected = speak(model)
     before = snapshot(model)
     turbo.apply(model, case.config)
     turbo.revert(model)
     assert difference(before, snapshot(model)) == []
-    assert torch.equal(speak(model), expected)
+    assert torch.equal(speak(model), upstreams(model, 0, request_for(model)).samples)
 
 
 @pytest.mark.parametrize("case, family", rows())
@@ -267,12 +266,12 @@ def test_pairs_keep_the_weaker_promise(models, a, b, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_preset_equals_upstream(models, family):
-    """Eight texts by three seeds, tokens and samples; voice conversion takes seeds only."""
+    """Eight texts by one seed and one by three, tokens and samples; voice conversion takes seeds only."""
     model = models(family)
     config = {"preset": "exact", "decoding": {"progress": "off"}}
     requests = [request_for(model, text) for text in (TEXTS if family != "vc" else TEXTS[:1])]
-    comparisons = compare(model, config, requests, SEEDS)
-    assert [c.broken("exact") for c in comparisons] == [""] * (len(requests) * len(SEEDS))
+    comparisons = compare(model, config, requests, SEEDS[:1]) + compare(model, config, requests[:1], SEEDS[1:])
+    assert [c.broken("exact") for c in comparisons] == [""] * (len(requests) + len(SEEDS) - 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

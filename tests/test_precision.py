@@ -88,8 +88,11 @@ needs_bf16 = pytest.mark.skipif(
 
 
 @needs_bf16
-@pytest.mark.parametrize("model", ["english", "multilingual", "turbo"], indirect=True)
-@pytest.mark.parametrize("kernel", ["numba", "torch"])
+@pytest.mark.parametrize(
+    "model, kernel",
+    [("english", "numba"), ("english", "torch"), ("multilingual", "numba"), ("turbo", "torch")],
+    indirect=["model"],
+)
 def test_weights_are_half_the_bytes_and_restored_to_the_bit(model, kernel):
     before = {name: p.detach().clone() for name, p in model.t3.named_parameters()}
     size = t3_bytes(identify(model))
