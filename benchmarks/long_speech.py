@@ -2,7 +2,7 @@
 
 python benchmarks/long_speech.py [FAMILY] [SECONDS ...]; by default turbo, 20 and 1800
 
-A tiny model with random weights that ends each piece after four seconds. Each line is a process of its own; what its
+A tiny model with random weights that ends each piece after 20 seconds. Each line is a process of its own; what its
 peak is above that of the first length of the same way stands beside it.
 """
 
@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 WAYS = ("generate", "stream", "read")
-PIECE = 100  # tokens
+PIECE = 500  # tokens
 SENTENCE = "Nobody had asked the captain whether the tide would come back before noon. "  # about four seconds
 
 
@@ -29,7 +29,7 @@ def spoken(family: str, way: str, seconds: float) -> None:
     from chatterbox_turbo.upstream.families import identify
 
     model = synthetic.build(family, "tiny", stop_after=PIECE)
-    text = {"target": 4.0, "retries": 0}
+    text = {"target": 20.0, "retries": 0}
     turbo.apply(model, {"decoding": {"progress": "off"}, "text": text})
     request = arguments(identify(model), SENTENCE * round(seconds / 4))
     start = time.perf_counter()
