@@ -88,6 +88,10 @@ class RunawayWarning(UserWarning):
     """A piece of a long text went wrong: repetition, silence, no end, too little speech."""
 
 
+class NumbersKeptWarning(UserWarning):
+    """Numbers were to be words, and stay as they are written: there are no rules for the language of the text."""
+
+
 class WatermarkWarning(UserWarning):
     """An output left ``generate`` without a watermark and received one from the guard."""
 

@@ -35,6 +35,7 @@ from .runtime.device.tf32 import convolves_in_tf32
 from .speech.long_text import LongText
 from .speech.pipeline import Pipeline
 from .speech.speaker import Speaker
+from .speech.stream import warm_up
 from .speech.voices import Voices
 from .upstream import flow_inputs, stages, t3_quantization
 from .upstream.families import Parts, identify
@@ -311,9 +312,6 @@ def install(context: Context, plan: Plan, voices: Voices | None = None) -> Handl
         unknown, alone = stages.why_not(parts, journal), flow_inputs.why_not(parts, journal)
         entry.wrap_all(journal)
         plan = carry_out(plan, context)
-        entry.recorder = install_recorder(
-            parts, journal, context.config.memory.peaks
-        )  # last, so that it sees what the passes put there
         voices = voices or Voices(parts.model, entry.lock)
         scopes = tuple(context.scopes)
         context.scopes.insert(0, voices.scope)  # before the others see its argument
@@ -323,6 +321,12 @@ def install(context: Context, plan: Plan, voices: Voices | None = None) -> Handl
             )
             entry.pipeline = pipeline
             entry.speak = pipeline.generate if context.engines.text is None else LongText(pipeline).generate
+            # with offload a part is there in its phase only
+            if context.config.warmup.level == "full" and {"warmup", "offload"} & set(context.applied) == {"warmup"}:
+                with computing(parts.device), plain(), in_force(context.settings):
+                    warm_up(pipeline)
+        # last, so that it sees what the passes put there
+        entry.recorder = install_recorder(parts, journal, context.config.memory.peaks)
         entry.handle = Handle(context, plan, entry, before, voices, unknown)
         journal.set(parts.model, ATTRIBUTE, entry.handle, yields=True)
         entry.structure = Structure(parts, journal, context.reproduced, context.movable)

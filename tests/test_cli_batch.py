@@ -11,9 +11,11 @@ import pytest
 import soundfile
 from cli_tools import error, started, watermark_in
 
+import chatterbox_turbo as turbo
 from chatterbox_turbo.cli import main
 from chatterbox_turbo.cli.prompts import read_prompts
 from chatterbox_turbo.errors import InvalidRequestError
+from chatterbox_turbo.synthetic import reference_voice
 
 TOML = 'decoding = {kernel = "torch"}\n'
 LINES = [
@@ -122,7 +124,9 @@ def test_one_failure_harms_no_other_and_is_tried_again(prebuilt, folder, capsys)
         ('{"text": "a", "id": ""}', "the id is ''"),
         ('{"text": "a", "id": true}', "the id is True"),
         ('{"text": "a", "id": "A"}', "the id 'A' is that of line 1 too"),
-        ('{"text": "a", "voice": "none.wav"}', "there is no recording 'none.wav'"),
+        ('{"text": "a", "voice": "none.wav"}', "The recording 'none.wav' does not exist; the name of a voice needs --"),
+        ('{"text": "a", "voice": 3}', "the voice is 3"),
+        ('{"text": "a", "audio_prompt_path": "none.wav"}', "there is no recording 'none.wav'"),
         ('{"text": "a", "voice": "c", "audio_prompt_path": "c"}', "give one"),
         ('{"text": "a", "language_id": "xx"}', "unknown language 'xx'; the model speaks en, fr"),
     ],
@@ -170,6 +174,47 @@ def test_ids_and_defaults(tmp_path):
     ]
     assert [one.item["audio_prompt_path"] for one in found] == ["d.wav", str(tmp_path / "v.wav"), "d.wav"]
     assert found[1].digest() != found[1].digest("fast") and found[1].digest() == found[1].digest()
+
+
+def test_lines_name_voices_of_a_folder(models, prebuilt, folder, capsys, voice):
+    """A name, else a recording, else ``--voice``; what is finished is spoken again where its voice has changed."""
+    voices = folder / "voices"
+    for name, recording in (("other", str(reference_voice())), ("anna", voice)):
+        assert main(["voices", "add", name, recording, "--folder", "voices", "--synthetic"]) == 0
+    (voices / "ben.safetensors").write_bytes((voices / "anna.safetensors").read_bytes())
+    lines = [{"text": "Fox.", "seed": 1, "voice": "anna"}, {"text": "Fox.", "seed": 1}]
+    write(folder, [*lines, {**lines[1], "voice": voice}, {**lines[1], "audio_prompt_path": str(reference_voice())}])
+    with_folder = [*ARGUMENTS, "--voice-folder", "voices"]
+    assert main([*with_folder, "--voice", "ben"]) == 0
+    one, two, three, four = (samples(folder, f"{number}.wav") for number in range(1, 5))
+    assert np.abs(one - two).max() < 1e-3 and np.abs(one - three).max() < 1e-3  # the same voice, three ways
+    assert one.shape != four.shape or np.abs(one - four).max() > 1e-2
+    (voices / "other.safetensors").replace(voices / "anna.safetensors")
+    turbo.revert(models("english"))  # the next command has a model of its own
+    capsys.readouterr()
+    assert main([*with_folder, "--voice", "ben"]) == 0
+    assert "out: 1 of 1 lines" in capsys.readouterr().out
+    now = samples(folder, "1.wav")
+    assert now.shape == four.shape and np.abs(now - four).max() < 1e-3  # anna's other recording
+
+
+def test_a_voice_that_is_not_there_is_told_with_its_line(folder, capsys, models):
+    model = models("turbo")
+    (folder / "voices").mkdir()
+    with turbo.optimized(model, {"decoding": {"kernel": "torch"}}) as applied:
+        applied.turbo.voices.add("anna", model.conds)
+        applied.turbo.voices.save(folder / "voices")
+    write(folder, [LINES[0], {"text": "Hi.", "voice": "ana"}, {"text": "Hi.", "voice": "voices"}])
+    code, line = error(capsys, *ARGUMENTS, "--voice-folder", "voices")
+    assert code == 1 and "line 2: There is no voice 'ana' in 'voices' (did you mean 'anna'?), and no recording" in line
+    assert "line 3: There is no voice 'voices'" in line and not (folder / "out").exists()
+    code, line = error(capsys, *ARGUMENTS, "--voice-folder", "voices", "--voice", "ana")
+    assert code == 1 and "did you mean 'anna'?" in line
+    code, line = error(capsys, *ARGUMENTS, "--voice", "anna")
+    assert code == 2 and "'anna' does not exist" in line and "--voice-folder" in line
+    write(folder, [{"text": "Hi.", "voice": "anna"}])  # another family's
+    code, line = error(capsys, *ARGUMENTS, "--voice-folder", "voices")
+    assert code == 1 and "does not fit this model" in line and not list((folder / "out").iterdir())
 
 
 def test_an_interrupt_and_the_rest(folder, saved, capsys):

@@ -320,6 +320,9 @@ def test_encodings(tmp_path):
         (("read", "{folder}/book.txt", "--model", "vc"), 2, ["vc converts speech"]),
         (("read", "{folder}/bad.txt"), 1, ["is not in utf-8", "--encoding"]),
         (("read", "{folder}/book.txt", "--language", "fr"), 2, ["--language fr"]),
+        (("read", "{folder}/book.txt", "--voice", "anna"), 2, ["'anna' does not exist", "--voice-folder"]),
+        (("read", "{folder}/book.txt", "--voice-folder", "{folder}"), 2, ["needs --voice NAME"]),
+        (("read", "{folder}/book.txt", "--voice", "anna", "--voice-folder", "{folder}"), 1, ["no voice 'anna' in"]),
     ],
 )
 def test_misuse(capsys, tmp_path, arguments, code, fragments):
@@ -344,6 +347,21 @@ def test_the_command(prebuilt, book, capsys):
     book.write_text("🙂")
     code, line = error(capsys, *arguments, "--restart")
     assert code == 1 and "nothing that can be said" in line
+
+
+def test_a_named_voice(english, prebuilt, book, capsys, voice):
+    english.turbo.voices.add("anna", voice)
+    english.turbo.voices.save(book.parent / "voices")
+    turbo.revert(english)
+    (book.parent / "c.toml").write_text(TOML)
+    book.write_text("One fox.")
+    arguments = ["read", str(book), "--synthetic", "--config", str(book.parent / "c.toml"), "--keep-parts"]
+    assert main([*arguments, "--voice", "anna", "--voice-folder", str(book.parent / "voices")]) == 0
+    assert watermark_in(book.with_suffix(".flac")) > 0
+    turbo.revert(english)
+    capsys.readouterr()
+    code, line = error(capsys, *arguments)  # the model's own voice
+    assert code == 1 and "holds pieces of another reading: voice is" in line and "arguments" not in line
 
 
 def test_signals(tmp_path, saved, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import tomlkit
 from cases import require
 from cli_tools import ROOT
 
+import chatterbox_turbo as turbo
 from chatterbox_turbo import OptimizationConfig
 from chatterbox_turbo.config import Section, resolve
 
@@ -73,6 +75,34 @@ def test_lines_of_json_become_recordings(tmp_path):
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == ["00001.wav", "00003.wav"]
     assert soundfile.info(tmp_path / "out" / files[0]).samplerate == 24_000
+
+
+def test_a_book_is_read_and_goes_on_after_an_interruption(models, prebuilt, tmp_path, voice, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["audiobook.py", "--synthetic"])
+    spec = importlib.util.spec_from_file_location("audiobook", ROOT / "examples" / "audiobook.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    show = example.show
+    (tmp_path / "book.txt").write_text("# One\n\nA fox.\n\n# Two\n\nA dog.\n")
+    given = Path("book.txt"), Path("book.flac"), Path(voice)
+
+    def interrupted(now):
+        show(now)
+        if now.pieces == 4:  # all of them are there, and no file is
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(example, "show", interrupted)
+    with pytest.raises(SystemExit, match=r"it goes on with what is in book\.flac\.parts"):
+        example.main(*given)
+    assert not (tmp_path / "book.flac").exists()
+    turbo.revert(models("english"))  # the next run has a model of its own
+    monkeypatch.setattr(example, "show", show)
+    example.main(*given)
+    shown = capsys.readouterr().out
+    assert "book.flac, book.srt, book.chapters.json: " in shown and "4 pieces, 4 of them from an earlier run" in shown
+    assert soundfile.info("book.flac").duration > 1 and not Path("book.flac.parts").exists()
+    assert [one["title"] for one in json.loads(Path("book.chapters.json").read_text())] == ["One", "Two"]
 
 
 def test_the_server_streams_to_a_client(tmp_path):

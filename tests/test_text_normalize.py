@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import warnings
 from decimal import Decimal
 
 import pytest
 
-from chatterbox_turbo.errors import InvalidRequestError
+from chatterbox_turbo.errors import InvalidRequestError, NumbersKeptWarning
 from chatterbox_turbo.text import NORMALIZED_LANGUAGES, normalization, normalize, split
 
 pytest.importorskip("num2words", reason="numbers become words by num2words (the extra text)")
@@ -118,8 +119,23 @@ def test_every_language_reads_every_kind_of_number(language):
 def test_a_language_without_rules_is_told(language):
     with pytest.raises(InvalidRequestError, match=r"Languages that can: en, ar"):
         normalize("5", language)
-    with pytest.raises(InvalidRequestError, match="cannot be put into words"):
-        split("5 cats", language, normalize=True)
+
+
+@pytest.mark.parametrize(("language", "text"), [("zh", "价格是3元。"), (None, "价格是3元。"), ("sw", "Ana paka 3.")])
+def test_numbers_stay_where_there_are_no_rules_which_is_told_once(monkeypatch, language, text):
+    monkeypatch.setattr(normalization, "_told", set())
+    code = language or "zh"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert [piece.text for piece in split(f"{text} …\n\n{text}", language, normalize=True)] == [
+                f"{text} …",
+                text,
+            ]
+        split("没有" if code == "zh" else "Paka.", "el", normalize=True)  # no number
+    assert [(one.category, str(one.message).partition(":")[0]) for one in told] == [
+        (NumbersKeptWarning, f"Numbers in '{code}' stay as they are written")
+    ]
 
 
 def test_bytes_are_refused():

@@ -14,10 +14,11 @@ import typer
 
 from . import options
 from .loading import Wanted, load_model
-from .options import ModelName, SizeName
+from .options import ModelName
 from .progress import duration, ended_by_sigterm, progress_bar
 from .prompts import Prompt, arguments_of, read_prompts
 from .screen import Screen
+from .voice_folder import chosen
 
 RESULTS = "results.jsonl"
 TOLD = 5  # failures
@@ -41,48 +42,46 @@ def batch(
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Utterances decoded at once; 8.")] = None,
     model: options.Model = ModelName.english,
     language: options.Language = "en",
-    voice: options.Voice = None,
+    voice: options.VoiceOrName = None,
+    voice_folder: options.VoiceFolder = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     device: options.Device = "auto",
     seed: Annotated[int, typer.Option("--seed", help="A line's own is this and the line's number.", min=0)] = 0,
     synthetic: options.Synthetic = False,
-    size: Annotated[
-        SizeName | None,
-        typer.Option("--size", help="Of a synthetic model (default tiny), or of the one in --checkpoint (full)."),
-    ] = None,
+    size: options.SizeByWeights = None,
     checkpoint: options.Checkpoint = None,
     stop_after: options.StopAfter = None,
 ) -> None:
     """Speak many texts, several at once.
 
     A line has a "text", and optionally an "id" (the file's name; the line's number where it is missing), a "voice" (a
-    recording), a "seed", and any argument of generate. FOLDER/results.jsonl gets a line as each is finished. The same
-    command goes on after an interruption: it speaks what is new, changed, failed or gone. Exit code 1 if a line failed.
+    name of --voice-folder, or a recording; --voice where it is missing), a "seed", and any argument of generate.
+    FOLDER/results.jsonl gets a line as each is finished. The same command goes on after an interruption: it speaks what
+    is new, changed, failed or gone. Exit code 1 if a line failed.
     """
     screen = options.screen_of(context)
     options.check_speaks(model)
+    voices, spoken_with = chosen(voice, voice_folder)
     with screen.step("importing torch"), screen.quiet():
         from ..api import apply
         from ..upstream.loading import model_class
     settings = options.configuration(screen, preset, config)
-    default = SizeName.full if checkpoint else SizeName.tiny
-    wanted = Wanted(
-        model.value, options.device_named(device), (size or default).value, stop_after, synthetic, checkpoint, False
-    )
+    size = options.size_for(size, checkpoint)
+    wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
     with screen.step("importing chatterbox-tts"), screen.quiet():
         options.check_language(model, language)
         family = model_class(model.value)
     several = model is ModelName.multilingual
-    given = {**({"language_id": language} if several else {}), **({"audio_prompt_path": str(voice)} if voice else {})}
+    given = {**({"language_id": language} if several else {}), **spoken_with}
     known = family.get_supported_languages() if several else ()
-    lines = read_prompts(prompts, arguments_of(family.generate), seed, given, known)
+    lines = read_prompts(prompts, arguments_of(family.generate), seed, given, known, voices)
     output.mkdir(parents=True, exist_ok=True)
     options.check_writable(output / RESULTS)
     about = settings.model_dump()
     about["decoding"].pop("progress")
     made_by = (model.value, str(checkpoint), stop_after, about)
-    digests = {line.line: line.digest(*made_by) for line in lines}
+    digests = {line.line: line.digest(*made_by, voices=voices.digests) for line in lines}
     done = finished(output)
     left = [line for line in lines if done.get(f"{line.name}.{format.value}") != digests[line.line]]
     if len(left) < len(lines):
@@ -93,6 +92,7 @@ def batch(
     loaded = load_model(screen, wanted)
     with screen.step("preparing"), screen.quiet():
         apply(loaded.model, settings)
+        voices.load(loaded.model, sorted({line.item["voice"] for line in left if "voice" in line.item}))
     if loaded.kind == "synthetic":
         screen.print(f"model: {loaded.description}")
     work = Work(screen, loaded.model, output, format.value, digests)

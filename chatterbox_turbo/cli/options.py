@@ -56,6 +56,13 @@ ConfigFile = Annotated[
 Voice = Annotated[
     Path | None, typer.Option("--voice", exists=True, dir_okay=False, help="Recording of the reference voice.")
 ]
+VoiceOrName = Annotated[
+    str | None,
+    typer.Option("--voice", help="Recording of the reference voice; with --voice-folder, the name of a voice."),
+]
+VoiceFolder = Annotated[
+    Path | None, typer.Option("--voice-folder", file_okay=False, help="Of named voices (see voices).")
+]
 Language = Annotated[str, typer.Option("--language", help="Code of the language (multilingual).")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to a file, or to stdout: -")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]

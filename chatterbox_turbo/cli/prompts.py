@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType, NoneType
 from typing import Any
 
 from ..config.messages import nearest
 from ..errors import InvalidRequestError, brief
+from .voice_folder import VoiceFolder
 
 SHOWN = 5  # mistakes in a message
+_VOICE = frozenset({"voice", "audio_prompt_path"})
 OWN = ("id", "text", "voice", "seed")
 _REFUSED = re.compile(r'[\x00-\x1f<>:"/\\|?*\x7f]')  # by one file system or another
 LONGEST = 200  # bytes of a file's name, without its ending
@@ -28,9 +31,14 @@ class Prompt:
     name: str
     item: Mapping[str, Any]
 
-    def digest(self, *others: Any) -> str:
-        """What its audio depends on, told in 16 characters; a recording by its size and when it was changed."""
+    def digest(self, *others: Any, voices: Mapping[str, str] = MappingProxyType({})) -> str:
+        """What its audio depends on, told in 16 characters; a recording by its size and when it was changed.
+
+        ``voices``: digests of named voices.
+        """
         found = {**self.item}
+        if "voice" in found:
+            found["voice"] = [found["voice"], voices[found["voice"]]]
         if path := found.get("audio_prompt_path"):
             about = Path(path).stat()
             found["audio_prompt_path"] = [str(path), about.st_size, about.st_mtime_ns]
@@ -44,16 +52,22 @@ def arguments_of(generate: Any) -> tuple[str, ...]:
 
 
 def read_prompts(
-    path: Path, arguments: Iterable[str], seed: int, defaults: Mapping[str, Any], languages: Iterable[str] = ()
+    path: Path,
+    arguments: Iterable[str],
+    seed: int,
+    defaults: Mapping[str, Any],
+    languages: Iterable[str] = (),
+    voices: VoiceFolder | None = None,
 ) -> list[Prompt]:
     """The lines of a file in UTF-8, empty ones left out.
 
     Args:
-        arguments: names that a line may have beside ``id``, ``text``, ``seed`` and ``voice`` (a recording, which is
-            ``audio_prompt_path`` by another name).
+        arguments: names that a line may have beside ``id``, ``text``, ``seed`` and ``voice`` (a name that ``voices``
+            has; else a recording, which is ``audio_prompt_path`` by another name).
         seed: a line's own is this and its number, where it has none.
         defaults: arguments that a line may leave out.
         languages: that ``language_id`` may be; any where there are none.
+        voices: what ``voice`` may name; nothing by default.
 
     Raises:
         InvalidRequestError: lines are wrong; the message has the first of them, each with its number.
@@ -64,6 +78,7 @@ def read_prompts(
         number = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InvalidRequestError(f"{path}: line {number}: not in UTF-8: {error.reason}.") from error
     known = tuple(dict.fromkeys((*OWN, *arguments)))
+    voices = voices or VoiceFolder(None)
     prompts: list[Prompt] = []
     wrong: list[str] = []
     used: dict[str, int] = {}
@@ -73,12 +88,14 @@ def read_prompts(
         try:
             values = _object(line)
             name = _name(values.pop("id", number))
-            item = {"seed": seed + number, **defaults, **_item(values, known, set(languages))}
+            values = _item(values, known, set(languages), voices)
+            rest = defaults if _VOICE.isdisjoint(values) else {k: v for k, v in defaults.items() if k not in _VOICE}
+            item = {"seed": seed + number, **rest, **values}
             if (first := used.setdefault(name.casefold(), number)) != number:
                 raise ValueError(f"the id {brief(name)} is that of line {first} too")
             prompts.append(Prompt(number, name, item))
         except ValueError as error:
-            wrong.append(f"line {number}: {error}")
+            wrong.append(f"line {number}: {str(error).rstrip('.')}")
     if wrong:
         rest = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise InvalidRequestError(f"{path}: {'; '.join(wrong[:SHOWN])}{rest}.", "", "Nothing has been spoken.")
@@ -121,7 +138,7 @@ def _name(value: Any) -> str:
     return name
 
 
-def _item(values: dict[str, Any], known: tuple[str, ...], languages: set[str]) -> dict[str, Any]:
+def _item(values: dict[str, Any], known: tuple[str, ...], languages: set[str], voices: VoiceFolder) -> dict[str, Any]:
     """Values that have been looked at, by the names of ``generate``."""
     for name in values:
         if name not in known:
@@ -135,7 +152,10 @@ def _item(values: dict[str, Any], known: tuple[str, ...], languages: set[str]) -
     if "voice" in values:
         if "audio_prompt_path" in values:
             raise ValueError("voice and audio_prompt_path mean the same: give one")
-        values = {("audio_prompt_path" if name == "voice" else name): value for name, value in values.items()}
+        voice = values.pop("voice")
+        if not isinstance(voice, str | NoneType):
+            raise ValueError(f"the voice is {brief(voice)}: a name, or the path of a recording")
+        values |= {"audio_prompt_path": None} if voice is None else voices.argument(voice)
     recording = values.get("audio_prompt_path")
     if recording is not None and not (isinstance(recording, str) and Path(recording).is_file()):
         raise ValueError(f"there is no recording {brief(recording)}")

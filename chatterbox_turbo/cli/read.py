@@ -11,9 +11,10 @@ import typer
 
 from . import options
 from .loading import Wanted, load_model, request_for
-from .options import ModelName, SizeName
+from .options import ModelName
 from .progress import duration, ended_by_sigterm, progress_bar
 from .screen import Screen
+from .voice_folder import chosen, needs_name
 
 if TYPE_CHECKING:
     from ..speech.reading import BookReport
@@ -46,16 +47,14 @@ def read(
     ] = None,
     model: options.Model = ModelName.english,
     language: options.Language = "en",
-    voice: options.Voice = None,
+    voice: options.VoiceOrName = None,
+    voice_folder: options.VoiceFolder = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     device: options.Device = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of the first piece; the others follow.")] = 0,
     synthetic: options.Synthetic = False,
-    size: Annotated[
-        SizeName | None,
-        typer.Option("--size", help="Of a synthetic model (default tiny), or of the one in --checkpoint (full)."),
-    ] = None,
+    size: options.SizeByWeights = None,
     checkpoint: options.Checkpoint = None,
     stop_after: options.StopAfter = None,
 ) -> None:
@@ -67,6 +66,8 @@ def read(
     """
     screen = options.screen_of(context)
     options.check_speaks(model)
+    needs_name(voice, voice_folder)
+    voices, spoken_with = chosen(voice, voice_folder)
     output = book.with_suffix(".flac") if output is None else output
     options.check_writable(output)
     with screen.step("importing torch"), screen.quiet():
@@ -78,10 +79,8 @@ def read(
     for _ in Book(book, encoding).text():  # what is no text is told before a model is loaded
         pass
     settings = options.configuration(screen, preset, config)
-    default = SizeName.full if checkpoint else SizeName.tiny
-    wanted = Wanted(
-        model.value, options.device_named(device), (size or default).value, stop_after, synthetic, checkpoint, False
-    )
+    size = options.size_for(size, checkpoint)
+    wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
     with screen.step("importing chatterbox-tts"), screen.quiet():
         options.check_language(model, language)
     loaded = load_model(screen, wanted)
@@ -89,7 +88,8 @@ def read(
         apply(loaded.model, settings)
     if loaded.kind == "synthetic":
         screen.print(f"model: {loaded.description}")
-    arguments = request_for(loaded.model, "", language, voice)
+    voices.load(loaded.model, [*voices.digests])
+    arguments = {**request_for(loaded.model, "", language), **spoken_with}
     del arguments["text"]
     parts = output.with_name(f"{output.name}.parts")
     try:

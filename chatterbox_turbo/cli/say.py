@@ -15,6 +15,7 @@ from .machine import version
 from .options import ModelName
 from .playing import check_sink, play, tell
 from .screen import Screen, table
+from .voice_folder import chosen, needs_name
 
 if TYPE_CHECKING:
     from ..memory import Usage
@@ -36,11 +37,8 @@ def say(
     ] = False,
     model: options.Model = ModelName.english,
     language: options.Language = "en",
-    voice: Annotated[
-        str | None,
-        typer.Option("--voice", help="Recording of the reference voice; with --voice-folder, the name of a voice."),
-    ] = None,
-    voice_folder: Annotated[Path | None, typer.Option("--voice-folder", help="Of named voices (see voices).")] = None,
+    voice: options.VoiceOrName = None,
+    voice_folder: options.VoiceFolder = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     device: options.Device = "auto",
@@ -58,7 +56,8 @@ def say(
     screen = options.screen_of(context)
     options.check_speaks(model)
     text = _text(text)
-    recording = _check_voice(voice, voice_folder)
+    needs_name(voice, voice_folder)
+    voices, spoken_with = chosen(voice, voice_folder)
     sink = check_sink(output) if stream else "file"
     output = output or Path("speech.wav")
     if sink == "file":
@@ -82,10 +81,8 @@ def say(
         if not screen.debug:
             settings = options.with_progress(settings, _progress(screen))
         apply(speaker, settings)
-        request = request_for(speaker, text, language, recording)
-        if voice_folder is not None:
-            speaker.turbo.voices.load(voice_folder, [voice])
-            request["voice"] = voice
+        voices.load(speaker, [*voices.digests])
+        request = {**request_for(speaker, text, language), **spoken_with}
         import soundfile
         import torch
 
@@ -130,24 +127,6 @@ def _text(argument: str | None) -> str:
     if not text.strip():
         raise typer.BadParameter("the text is empty: give it as an argument or on standard input.")
     return text.strip()
-
-
-def _check_voice(voice: str | None, folder: Path | None) -> Path | None:
-    """The recording that ``--voice`` names, if it does; a named voice is looked for before a model is loaded."""
-    if folder is not None:
-        from ..upstream import voice_files
-
-        if voice is None:
-            raise typer.BadParameter("--voice-folder needs --voice NAME.")
-        voice_files.find(folder, voice)
-        return None
-    if voice is None:
-        return None
-    path = Path(voice)
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "does not exist"
-        raise typer.BadParameter(f"File {voice!r} {problem}; the name of a voice needs --voice-folder.")
-    return path
 
 
 def _check_format(output: Path) -> None:

@@ -17,10 +17,19 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from ..errors import RunawayWarning, SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning
+from ..errors import (
+    NumbersKeptWarning,
+    RunawayWarning,
+    SlowLoadingWarning,
+    SpeechTruncatedWarning,
+    WatermarkWarning,
+)
 
 PROGRAM = "chatterbox-turbo"
 WIDTH = 160  # of output that goes to a file or a pipe
+
+# what users are told, where upstream's warnings are not shown
+OURS = (NumbersKeptWarning, RunawayWarning, SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning)
 
 
 class Screen:
@@ -82,7 +91,7 @@ class Screen:
         with ExitStack() as stack:
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("ignore")
-            for category in (RunawayWarning, SlowLoadingWarning, SpeechTruncatedWarning, WatermarkWarning):
+            for category in OURS:
                 warnings.simplefilter("always", category)
             stack.enter_context(redirect_stdout(_Nowhere()))
             if not bars:

@@ -368,7 +368,8 @@ class WarmupSection(Section):
     """Work done at ``apply`` so that the first request does not pay for it."""
 
     level: Literal["off", "light", "full"] = Field(
-        "off", description="light: a few tokens and their audio; full: a reference voice and a sentence as well."
+        "off",
+        description="light: a few tokens and their audio; full: also a reference voice, and what streams begin with.",
     )
 
     @property

@@ -20,7 +20,7 @@ from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.device import attention_kernels
 from ..runtime.device.devices import on_device
 from ..runtime.t3.alignment import AlignmentAnalysis, describe
-from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone
+from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone, padded
 from ..runtime.t3.kv_cache import BUCKET, bucketed
 from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Token, Vocabulary
 from ..runtime.t3.sampling import SamplingParameters, guide
@@ -129,6 +129,23 @@ class TokenModel:
             length = max(first, positions - BUCKET)
             longer = request.embeds.repeat(1, -(-length // first), 1)[:, :length]
             self.run([replace(request, embeds=longer, limit=1)])
+
+    @torch.inference_mode()
+    def capture_streams(self, request: Request) -> None:
+        """Have the graphs that streams of such a request begin with, for each number of them (``decoding.streams``).
+
+        Cache and places are as many as they need: what is captured afterwards for fewer stays when the first stream
+        comes, unless ``KVCache.begin`` finds that too much of the memory would lie idle.
+        """
+        if self.prepared is None or not self.prepared.current().backbone.captured:
+            return
+        self.service.drain()
+        loop, most = self.prepared.current(), self._section.streams
+        loop.backbone.cache.ensure(request.embeds.size(1) + request.limit)
+        for count in sorted({min(padded(number), most) for number in range(1, most + 1)}):
+            with self._around():
+                for _ in loop.serve(iter([replace(request, limit=1)] * count), most, 2 if self._llama else 1):
+                    pass
 
     def speak(self, *args: Any, **kwargs: Any) -> Tensor:
         """Speech tokens (1, n) int64 as ``T3.inference`` (the stop token included) or ``inference_turbo`` (without)."""

@@ -22,8 +22,11 @@ TOKENS = 12
 class WarmupPass(Pass):
     """Runs upstream's own entry points once; leaves the voice and the random generators as they were.
 
-    ``light``: a few tokens and their audio with the voice that is loaded. ``full``: before that, a reference
-    voice is encoded, which without the conditioning pass is where numba compiles librosa's functions.
+    ``light``: a few tokens and their audio with the voice that is loaded, and on CUDA T3's graphs for a call of any
+    length. ``full``: before that, a reference voice is encoded, which without the conditioning pass is where numba
+    compiles librosa's functions; and on CUDA T3's graphs that streams begin with are captured, for each number of
+    them. What flow matching and vocoder capture for the first window of a stream follows once there are streams
+    (``speech.stream.warm_up``).
     """
 
     name = "warmup"
@@ -51,7 +54,7 @@ class WarmupPass(Pass):
                 # upstream's Llama loop would leave a submodule and hooks behind, and has nothing to warm up
                 upstream.speak(parts, TOKENS, with_t3="decoding" in context.applied)
                 if context.engines.token_model is not None:
-                    _capture(context)
+                    _capture(context, streams=level == "full" and context.config.budget is None)
             finally:  # not journalled: nothing of it outlives this call
                 setattr(parts.model, attribute, voice)
                 if context.voices is not None:
@@ -63,8 +66,11 @@ class _Reached(BaseException):
     """Leaves ``generate`` where it calls T3."""
 
 
-def _capture(context: Context) -> None:
-    """Have T3's graphs for what ``generate`` asks it for by its own defaults."""
+def _capture(context: Context, streams: bool) -> None:
+    """Have T3's graphs for what ``generate`` asks it for by its own defaults; ``streams``: and those of streams.
+
+    A memory budget was planned without the places that streams have in the cache.
+    """
     engine, requests = context.engines.token_model, []
 
     def keep(*args: Any, **kwargs: Any) -> None:
@@ -74,4 +80,6 @@ def _capture(context: Context) -> None:
     with engine.calls.diverted(keep), suppress(_Reached), torch.inference_mode():
         context.parts.model.generate(**upstream.request(context.parts))
     for request in requests:
+        if streams:
+            engine.capture_streams(request)
         engine.capture(request)

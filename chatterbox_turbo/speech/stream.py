@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequestError, UnavailablePassError
+from ..runtime.device.devices import on_device
 from ..runtime.s3gen.drawn import seeded
 from ..runtime.s3gen.streaming import AcousticStream, Windows
 from ..runtime.voice.marking import MarkStream
 from ..upstream.flow_inputs import TOKEN_SAMPLES
 from ..upstream.flow_windows import FlowWindows
+from ..upstream.warmup import copy_voice
 from .pipeline import Pipeline
-from .utterance import Utterance
+from .utterance import Draws, Utterance
 
 NOISE_FRAMES = 50  # of flow matching's noise that are drawn at once
 AHEAD = 2  # pieces of a text whose tokens are decoded beside each other
@@ -121,7 +123,8 @@ class Segment:
     def _fresh(self, count: int) -> Tensor:
         new = self._sounding()[self.tokens : count]
         self.tokens += len(new)
-        return torch.tensor(new, dtype=torch.long, device=self._pipeline.parts.device)
+        # through pinned memory, or each window would wait for the device before it is begun
+        return on_device(torch.tensor(new, dtype=torch.long, device="cpu"), self._pipeline.parts.device)
 
 
 def _acoustic(pipeline: Pipeline, utterance: Utterance, windows: Windows | None) -> AcousticStream:
@@ -142,6 +145,27 @@ def _acoustic(pipeline: Pipeline, utterance: Utterance, windows: Windows | None)
     crop = 0 if stages.crop(2) is None else TOKEN_SAMPLES
     noise, vocode = seeded(80, NOISE_FRAMES, parts.device, seed + 1), engines.vocoder.streamed(seed + 3)
     return AcousticStream(mels, vocode, noise, windows, stages.fade(), stages.tail(), flow.skipped, crop)
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Have the CUDA graphs of flow matching and vocoder for a stream's first window, by the model's own voice.
+
+    That window is as long in every stream of a voice, and who waits for it waits for the capture.
+    """
+    engines, parts, windows = pipeline.engines, pipeline.parts, Windows()
+    if parts.device.type != "cuda" or parts.voice is None or engines.vocoder is None or pipeline.alone:
+        return
+    utterance = Utterance(0, {}, copy_voice(parts.voice), Draws(parts.device, 0))
+    stream = _acoustic(pipeline, utterance, windows)
+    behind = windows.seen if parts.t3 is None else windows.look_ahead  # voice conversion has all tokens at once
+    tokens = torch.arange(windows.first_chunk + behind, device=parts.device)
+    with ExitStack() as stack:
+        for network in (engines.flow and engines.flow.solver, engines.vocoder.network):
+            if network is not None:
+                stack.enter_context(network.at_once())
+        for _ in stream.push(tokens):
+            pass
+    stream.close()
 
 
 class SpeechStream:

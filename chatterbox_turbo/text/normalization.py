@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, NumbersKeptWarning
 from .characters import language_code, plain
 from .english import abbreviations, dates
 from .sentences import INSTALL
@@ -37,6 +38,7 @@ _FORMATS: dict[str, tuple[str, str, str, str]] = {
     "tr": (",", ".", "virgül", "eksi"),
 }
 NORMALIZED_LANGUAGES = tuple(_FORMATS)
+_told: set[str] = set()  # languages without rules that were warned of
 
 _PERCENT = {
     "en": "percent", "da": "procent", "de": "Prozent", "es": "por ciento", "fi": "prosenttia", "fr": "pour cent",
@@ -95,6 +97,11 @@ def check_language(language: str) -> None:
             "num2words does not have the language." if language not in ("", "en") else "",
             f"Languages that can: {', '.join(NORMALIZED_LANGUAGES)}. Or leave normalize off.",
         )
+    check_library()
+
+
+def check_library() -> None:
+    """``InvalidRequestError`` where num2words is missing."""
     if _library() is None:
         raise InvalidRequestError("Numbers cannot be put into words:", "num2words is not installed.", f"Run: {INSTALL}")
 
@@ -117,6 +124,25 @@ def normalize(text: str, language: str | None = None) -> str:
         out += [_words(text[at : kept.start()], language), kept.group()]
         at = kept.end()
     return "".join([*out, _words(text[at:], language)])
+
+
+def normalized(text: str, language: str) -> str:
+    """As ``normalize``, but a text in a language without rules stays as it is.
+
+    Warns:
+        NumbersKeptWarning: it has digits; once a process and language.
+    """
+    if language in _FORMATS:
+        return normalize(text, language)
+    if language not in _told and re.search(r"\d", text):
+        _told.add(language)
+        warnings.warn(
+            f"Numbers in {language!r} stay as they are written: there are no rules for it. "
+            f"Languages with rules: {', '.join(NORMALIZED_LANGUAGES)}.",
+            NumbersKeptWarning,
+            stacklevel=2,
+        )
+    return text
 
 
 def _words(text: str, language: str) -> str:

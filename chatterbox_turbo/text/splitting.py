@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .characters import CJK, clean, language_code, plain, speakable
 from .cutting import parts
 from .estimate import TOKENS_PER_SECOND, Estimate
-from .normalization import NORMALIZED_LANGUAGES, check_language, normalize
+from .normalization import check_library, normalized
 from .options import Splitting, chosen
 from .paragraphs import Paragraph, paragraphs
 from .pieces import Boundary, Piece, Span
@@ -71,7 +71,10 @@ def split(
         estimate: what has been learnt about the voice's speed.
 
     Raises:
-        InvalidRequestError: the text is no ``str``, an option is out of range, ``normalize`` cannot be had.
+        InvalidRequestError: the text is no ``str``, an option is out of range, num2words is missing for ``normalize``.
+
+    Warns:
+        NumbersKeptWarning: ``normalize`` has no rules for the language of a text with numbers, which stay.
     """
     return list(pieces([plain(text)], language, splitting=splitting, estimate=estimate, **changes))
 
@@ -93,8 +96,8 @@ def pieces(
     if isinstance(lines, (str, bytes, bytearray)):
         lines = [plain(lines)]
     language = None if language is None else language_code(language)
-    if options.normalize and language is not None:
-        check_language(language)
+    if options.normalize:
+        check_library()
     return _Reader(language, options, estimate or Estimate()).read(lines)
 
 
@@ -227,7 +230,7 @@ class _Reader:
     def _spoken(self, text: str, language: str) -> str:
         """As it is spoken: lines that were wrapped joined, white space run together, numbers as words if wanted."""
         text = " ".join(_WRAP.sub("", text).split())
-        return normalize(text, language) if self.options.normalize and language in NORMALIZED_LANGUAGES else text
+        return normalized(text, language) if self.options.normalize else text
 
 
 def _ends(raw: str, end: int, following: int) -> tuple[int, int]:

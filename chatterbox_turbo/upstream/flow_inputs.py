@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..patching import Journal
+from ..runtime.device.devices import on_device
 from .families import Parts
 from .flow_weights import is_mean_flow
 from .patch_points import first_problem
@@ -126,5 +127,5 @@ def utterance(inputs: FlowInputs, frames: Tensor) -> Tensor:
 def solve(s3gen: nn.Module, inputs: FlowInputs, noise: Tensor, steps: int | None) -> Tensor:
     """Mel frames (1, 80, frames), reference included, by upstream's own functions, whoever is behind them."""
     flow, name = s3gen.flow, "basic_euler" if is_mean_flow(s3gen) else "solve_euler"
-    states, mask = flow.encoder(inputs.embedded, inputs.length.to(inputs.embedded.device))
+    states, mask = flow.encoder(inputs.embedded, on_device(inputs.length, inputs.embedded.device))
     return getattr(flow.decoder, name)(**solver_call(s3gen, inputs, states, mask, noise, steps))

@@ -9,7 +9,8 @@ longest get none. What runs without a graph is not padded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -78,6 +79,15 @@ class GraphedNetwork:
             return True
         self._spent[length] = spent + calls
         return False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In the body a length gets its graph at its first call, as it will come often."""
+        self.pays_after = 0
+        try:
+            yield
+        finally:
+            del self.pays_after
 
     def release(self) -> None:
         """Give buffers and graphs back."""

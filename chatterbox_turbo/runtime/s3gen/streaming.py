@@ -190,7 +190,8 @@ class AcousticStream:
     def _take(self, tokens: Tensor) -> None:
         if tokens.dim() != 1 or tokens.is_floating_point():
             raise InvalidRequestError(f"Speech tokens must be whole numbers (n,), but are {brief(tokens)}.")
-        self._tokens = torch.cat([self._tokens.to(tokens.device), tokens.long()])
+        before = [self._tokens.to(tokens.device)] if len(self._tokens) else []  # a copy of nothing would be waited for
+        self._tokens = torch.cat([*before, tokens.long()])
 
     def _blocks(self) -> Iterator[Tensor]:
         while not self._closed:
