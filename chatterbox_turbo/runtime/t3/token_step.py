@@ -140,7 +140,8 @@ class TokenStep:
                 addresses=self._addresses,
                 changes=self._changed,
             )
-        self.runner((self._padded(count), self._rows, self.backbone.shape(), places.knobs.filters))
+        keeping = self.constraint is not None and self.constraint.keeping
+        self.runner((self._padded(count), self._rows, self.backbone.shape(), places.knobs.filters, keeping))
         self.backbone.advance()
         return None
 
@@ -184,7 +185,7 @@ class TokenStep:
         return padded(count) if self.backbone.captured else count
 
     def _addresses(self) -> tuple:
-        constraint = () if self.constraint is None else tuple(one.data_ptr() for one in self.constraint.tensors())
+        constraint = () if self.constraint is None else self.constraint.addresses()
         return self.places.addresses(), self.backbone.addresses(), self.vocabulary.addresses(), constraint
 
     def _changed(self) -> list[Tensor]:
