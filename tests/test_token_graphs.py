@@ -122,6 +122,33 @@ def test_graphs_give_the_tokens_of_the_eager_step(simulated, family):
     assert captured.lag > 0 and simulated.machine.replays > 20
 
 
+def test_attention_that_is_kept_is_that_of_the_eager_step(simulated):
+    """Of some requests of several, of which one stops early and the others at their limits; without a wait more."""
+    model, token_model = prepared(simulated, "multilingual")
+    captured, lengths = token_model._loop([]), [(4, 3), (9, 6), (2, 6), (6, 4)]
+    step = TorchStep(token_model.backbone.weights, token_model._watch)
+    eager = Loop(StaticBackbone(token_model.backbone.weights, step), captured.procedure, captured.vocabulary, None, 0)
+    eager.constraint = type(captured.constraint)(captured.vocabulary.stop, "cuda:0")
+    found = []
+    for loop in (captured, eager):
+        made = requests(model, lengths)
+        for request in made[1:3]:
+            request.aligned = True
+        ends = {token.request: token for token in loop.generate(made, 3) if token.end is not None}
+        assert ends[0].attention is None and ends[3].attention is None
+        found.append([ends[number].attention for number in (1, 2)])
+        assert [rows.shape for rows in found[-1]] == [(ends[n].index + 1, lengths[n][0] + 2) for n in (1, 2)]
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6) and ours[1:].sum(dim=1).min() > 0
+    # a graph without it is another one; one that has been captured is used again
+    with simulated.machine.watching() as seen:
+        made = requests(model, lengths)
+        for request in made[1:3]:
+            request.aligned = True
+        list(captured.generate(made, 3))
+    assert not seen.waits and not seen.counts.get("captures", 0)
+
+
 def test_a_capture_that_fails_an_abandoned_loop_and_a_new_key_change_no_token(simulated):
     model, token_model = prepared(simulated, "english")
     loop = token_model._loop([])

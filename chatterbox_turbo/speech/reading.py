@@ -204,7 +204,8 @@ class Reading:
             if pipeline is not self._pipeline:
                 raise UnavailablePassError("The model's configuration has changed while it read.")
             level = pipeline.engines.text.loudness
-            for one in LongText(pipeline, self._subtitles is not None).say(wave, dict(given), voice, self._seed + first):
+            reader = LongText(pipeline, timed=self._subtitles is not None)
+            for one in reader.say(wave, dict(given), voice, self._seed + first):
                 count = len(heard)
                 block = torch.cat(list(joined([one], self._rate, level, heard)))
                 samples = torch.cat(list(marked([block], pipeline.stages.watermark)))
