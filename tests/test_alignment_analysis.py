@@ -177,7 +177,7 @@ def replay(streams: list[Stream], device: str = "cpu", together: int = 24) -> in
                 if stream.length % 3 == 0:
                     shown = stream.heads[: step + 1, :, stream.start : stream.start + stream.length].mean(dim=1)
                     shown[0] = 0.0
-                    assert ours.keeping and torch.equal(ours.kept(number, step + 1).cpu(), shown)
+                    assert ours.keeping() and torch.equal(ours.kept(number, step + 1).cpu(), shown)
                 ours.leave(number)
                 running[number] = running[-1]
                 running.pop()
@@ -211,12 +211,12 @@ def test_nothing_is_kept_unasked_and_nothing_stays():
     ours = AlignmentAnalysis(STOP, "cpu")
     for length in (5, 7, 300):
         ours.admit(2, length)
-        assert not ours.keeping and ours.addresses()[-1] == 0
+        assert ours.keeping() is None
     ours.keep(9)
     ours.admit(0, 4)
-    assert ours.keeping and ours.addresses()[-1] != 0
+    assert ours.keeping()[1:] == (3, 10, 384)
     ours.leave(2)
-    assert not ours.keeping and ours._history._values is None
+    assert ours.keeping() is None and ours._history._values is None
 
 
 def test_no_step_waits_for_the_device():

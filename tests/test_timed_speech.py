@@ -41,15 +41,15 @@ def plant(t3, states):
     Channels that nothing else writes to or reads hold a code of each text position, and at each speech position that
     of the text token to be found. The heads compare them in components that rotary embedding hardly turns.
     """
-    codes = torch.randn(2048, 32, generator=torch.Generator().manual_seed(2)).sign()
+    codes = torch.randn(4096, 32, generator=torch.Generator().manual_seed(2)).sign()
     own = slice(t3.dim - 32, t3.dim)
     with torch.no_grad():
         for table in (t3.text_emb, t3.speech_emb):
             table.weight[:, own] = 0.0
         text, speech = t3.text_pos_emb.emb.weight, t3.speech_pos_emb.emb.weight
         text[:, own] = 20.0 * codes[: len(text)]
-        speech[:, own] = 20.0 * codes[torch.from_numpy(states[: len(speech)])]
-        speech[len(states) :, own] = 0.0
+        speech[:, own] = 0.0
+        speech[: len(states), own] = 20.0 * codes[torch.from_numpy(states)]
         t3.speech_head.weight[:, own] = 0.0
         for layer in t3.tfmr.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -141,11 +141,16 @@ def test_what_is_kept_is_what_upstreams_analyzer_sees(built, monkeypatch):
     for config in (EXACT, STATIC):
         turbo.apply(built, config)
         times.append([(one.start, one.end) for one in built.turbo.timed(TEXT, seed=7, **LANGUAGE).words])
-        (found,) = built.turbo.token_model.attention
-        assert found.shape == upstream.shape == (len(seen), len(TEXT) + 3)
+        pipeline = built.turbo._pipeline
+        utterance = pipeline.utterance(0, {"text": TEXT, "seed": 7, **LANGUAGE})
+        utterance.timed = True
+        pipeline.decode([utterance])
+        assert pipeline.engines.token_model.attention == []  # it is the utterance's
+        found, count = utterance.attention, utterance.tokens.size(-1)
+        assert found.shape == (count, len(TEXT) + 3) and len(upstream) == count + 1  # with the stop token's
         if config is EXACT:
-            assert built.turbo.token_model.backbone is None and torch.equal(found, upstream)
-        assert torch.allclose(found[1:], upstream[1:], rtol=0, atol=1e-5) and found[1:].max() > 0.3
+            assert pipeline.engines.token_model.backbone is None and torch.equal(found, upstream[:-1])
+        assert torch.allclose(found[1:], upstream[1:-1], rtol=0, atol=1e-5) and found[1:].max() > 0.3
     assert times[0] == times[1]
     turbo.revert(built)
 
@@ -160,8 +165,8 @@ def test_each_of_a_batch_has_the_times_that_it_has_alone(model, monkeypatch):
         for seed, (text, more) in enumerate([(TEXT, {}), ("No.", {}), (TEXT[:9], {"cfg_weight": 0.0}), (long, {})])
     ]
     alone = [model.turbo.timed(**item) for item in items[:3]]
-    plain = model.turbo.batch(items[:3], slots=2)
-    together = dict(model.turbo.as_completed([*items, {"text": 3}], slots=2, times=True))
+    items += [{"text": 3}]
+    plain, together = (dict(model.turbo.as_completed(items, slots=2, times=times)) for times in (False, True))
     for number, one in enumerate(alone):
         assert torch.equal(plain[number], together[number].samples)
         assert [(word.text, word.source) for word in together[number].words] == [
@@ -215,7 +220,7 @@ def test_a_model_whose_generate_is_not_known_has_no_times(english, monkeypatch):
 
 @pytest.fixture
 def book(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "WAVE", 2)
+    monkeypatch.setattr(reading, "WAVE", 1)
     monkeypatch.setattr(long_text, "MISSING", 0.0)
     path = tmp_path / "book.txt"
     path.write_text("The fox jumps & <runs>. It sleeps.\n\nOr does it not sleep at all?\n\nNo.")
@@ -241,10 +246,9 @@ def test_subtitles_of_words_and_the_same_after_an_interruption(model, book):
         assert [start, *inside, end] == sorted({start, *inside, end})  # they grow
     wave = json.loads((book.with_name("a.wav.parts") / "00000.json").read_bytes())
     assert [len(one["words"]) for one in wave] == [len(one["text"].replace("&", "").split()) for one in wave]
-    assert model.turbo.read(book, book.with_name("a.wav"), words=True, **spoken).resumed == report.pieces
-    assert path.read_text() == vtt
-    srt = model.turbo.read(book, book.with_name("c.wav"), **{**spoken, "subtitles": "srt"}, words=True).subtitles[0]
-    cues = [block.split("\n") for block in srt.read_text().strip().split("\n\n")]
+    again = model.turbo.read(book, book.with_name("a.wav"), **{**spoken, "subtitles": "srt"}, words=True)
+    assert again.resumed == report.pieces == 2 and path.read_text() == vtt
+    cues = [block.split("\n") for block in again.subtitles[0].read_text().strip().split("\n\n")]
     assert " ".join(cue[2] for cue in cues) == "The fox jumps & <runs>. It sleeps. Or does it not sleep at all? No."
     edges = [clock(edge) for cue in cues for edge in cue[1].split(" --> ")]
     assert edges == sorted(edges)

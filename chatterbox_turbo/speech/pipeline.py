@@ -144,6 +144,7 @@ class Pipeline:
             if attention is not None:
                 last = tokens.size(-1) - (end == "stop")
                 utterance.attention = attention[last - utterance.tokens.size(-1) : last]
+        engine.attention = []
 
     def alike(self, utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
         """Those whose audio is made together: of similar length, as many as flow matching takes with their padding."""

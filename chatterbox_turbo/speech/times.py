@@ -141,11 +141,10 @@ def _filled(known: list[Times | None], sizes: Sequence[float], first: float, las
         stop = next((n for n in range(at, len(known)) if known[n] is not None), len(known))
         begin = result[-1].end if result else first
         end = max(begin, known[stop].start if stop < len(known) else last)
-        total, done = sum(sizes[at:stop]), 0.0
-        for size in sizes[at:stop]:
-            edges = (begin + (end - begin) * share / total for share in (done, done + size))
-            result.append(Times(*edges, "estimate"))
-            done += size
+        shares = np.concatenate([[0.0], np.cumsum(sizes[at:stop])])
+        shares /= shares[-1]
+        edges = (1.0 - shares) * begin + shares * end
+        result += [Times(*map(float, both), "estimate") for both in pairwise(edges)]
         at = stop
     return result
 

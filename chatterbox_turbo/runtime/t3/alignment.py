@@ -8,6 +8,7 @@ ever letting it reach the logits (false starts, durations, the attention of the 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
 
 import torch
@@ -169,10 +170,9 @@ class AlignmentAnalysis:
         """Keep the attention that the request admitted last has over its text, for so many steps; ``kept`` has it."""
         self._history.keep(self._state.text.size(0), steps, self._state.text.size(1))
 
-    @property
-    def keeping(self) -> bool:
-        """Whether anything is kept of the requests that run."""
-        return self._history.on
+    def keeping(self) -> Hashable:
+        """Where rows of the requests that run are kept, a part of what a graph is captured for; ``None``: nowhere."""
+        return self._history.memory()
 
     def kept(self, number: int, steps: int) -> Tensor:
         """(steps, S) float32, a copy: the attention of request ``number``, as it was observed, before each token.
@@ -189,10 +189,6 @@ class AlignmentAnalysis:
     def tensors(self) -> list[Tensor]:
         """Its state: static tensors, which move only where ``begin``, ``admit`` or ``expect`` need more room."""
         return self._state.values()
-
-    def addresses(self) -> tuple[int, ...]:
-        """Fingerprint of the memory that a step reads and writes."""
-        return (*(one.data_ptr() for one in self.tensors()), self._history.address())
 
     def observe(self, maps: Tensor) -> None:
         """Take in one step of every request.

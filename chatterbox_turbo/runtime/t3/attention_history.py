@@ -5,6 +5,8 @@ Nothing is kept, allocated or launched where no running request wants it.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -68,9 +70,9 @@ class AttentionHistory:
                 self._values[number] = self._values[len(self._wanted)]
         self._rest()
 
-    def address(self) -> int:
-        """Of the memory that is written to; 0 where nothing is."""
-        return self._values.data_ptr() if self.on else 0
+    def memory(self) -> Hashable:
+        """Which memory is written to, and its shape; ``None`` where none is."""
+        return (self._values.data_ptr(), *self._values.shape) if self.on else None
 
     def _rest(self) -> None:
         if not self.on and self._device.type == "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from torch import Generator, Tensor
@@ -81,15 +81,11 @@ class Constraint(Protocol):
     def expect(self, rows: int) -> None:
         """So many rows come from now on, those behind the requests without meaning."""
 
-    @property
-    def keeping(self) -> bool:
-        """Whether attention is kept of a request that runs."""
+    def keeping(self) -> Hashable:
+        """Where attention of the requests that run is kept; ``None``: nowhere."""
 
     def tensors(self) -> Sequence[Tensor]:
         """Its state: static tensors."""
-
-    def addresses(self) -> Hashable:
-        """Fingerprint of the memory that a step reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -165,4 +161,4 @@ class Token:
     id: int | None
     end: Literal["stop", "limit", "exhausted"] | None = None
     reasons: int = 0
-    attention: Tensor | None = None
+    attention: Tensor | None = field(default=None, compare=False)

@@ -140,7 +140,7 @@ class TokenStep:
                 addresses=self._addresses,
                 changes=self._changed,
             )
-        keeping = self.constraint is not None and self.constraint.keeping
+        keeping = None if self.constraint is None else self.constraint.keeping()
         self.runner((self._padded(count), self._rows, self.backbone.shape(), places.knobs.filters, keeping))
         self.backbone.advance()
         return None
@@ -185,7 +185,7 @@ class TokenStep:
         return padded(count) if self.backbone.captured else count
 
     def _addresses(self) -> tuple:
-        constraint = () if self.constraint is None else self.constraint.addresses()
+        constraint = () if self.constraint is None else tuple(one.data_ptr() for one in self.constraint.tensors())
         return self.places.addresses(), self.backbone.addresses(), self.vocabulary.addresses(), constraint
 
     def _changed(self) -> list[Tensor]:
