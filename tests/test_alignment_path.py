@@ -69,10 +69,23 @@ def test_steps_that_look_elsewhere_are_passed_over():
     assert error.max() <= 4.0 and error[[0, 9, 13, 19, 23, 29, 33, 40]].max() <= 1.0
 
 
+def test_steps_that_hardly_look_at_the_text_have_no_vote():
+    """A pause, in which next to nothing is on the text, though far more on one token than on the others."""
+    durations = np.full(30, 2)
+    durations[10] = 22
+    attention = drawn(durations)
+    attention[22:42] = 1e-7
+    attention[22:42, 14] = 5e-3
+    assert np.abs(boundaries(attention) - edges(durations)).max() <= 1.0
+
+
 def test_speech_that_was_cut_leaves_the_rest_at_its_end():
-    durations = np.full(40, 2)
-    found = boundaries(drawn(durations)[:50])
+    durations = np.full(90, 2)
+    attention = drawn(durations)
+    found = boundaries(attention[:50])
     assert np.abs(found[:25] - edges(durations)[:25]).max() <= 1.0 and (found[26:] == 50).all()
+    last = boundaries(np.concatenate([attention[:49], attention[170:171]]))  # whose last step looks far ahead
+    assert (last[26:] == 50).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (200, 3), (5, 90), (400, 60)])

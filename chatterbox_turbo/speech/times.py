@@ -125,7 +125,7 @@ def word_times(text: str, found: Sequence[Letter], edges: np.ndarray, language: 
         those = own[bisect_left(offsets, start) : bisect_left(offsets, end)]
         sure = those and those[0] is not None and those[-1] is not None
         known.append(Times(second(those[0].start), second(those[-1].end), "alignment") if sure else None)
-    sizes = [estimate_tokens(text[start:end], language) for start, end in spans]
+    sizes = [max(1.0, estimate_tokens(text[start:end], language)) for start, end in spans]
     return _filled(known, sizes, first, last)
 
 

@@ -54,7 +54,7 @@ def _path(attention: np.ndarray) -> np.ndarray:
         best = np.maximum.accumulate(tolled)
         first = np.maximum.accumulate(np.where(tolled == best, columns, 0))
         moved = np.concatenate(([-np.inf], best[:-1] - toll[:-1]))
-        moves = moved > score
+        moves = moved >= score  # as late as it can be: where nothing speaks for either, a word has not begun
         came[step] = np.where(moves, np.concatenate(([0], first[:-1])), columns)
         score = np.where(moves, moved, score) + votes[step]
     states = np.empty(steps, dtype=np.int64)
