@@ -44,12 +44,17 @@ def words(text: str) -> list[tuple[int, int]]:
 
 def _chunks(text: str) -> Iterator[tuple[int, int]]:
     for match in _CHUNK.finditer(text):
-        start = match.start()
-        for index in range(start + 1, match.end()):
-            beside = UNSPACED.match(text[index - 1]) or UNSPACED.match(text[index])
-            if beside and separable(text, index):
+        start, last, opened = match.start(), "", False  # the last letter, and whether a bracket stands before the next
+        for index in range(start, match.end()):
+            char = text[index]
+            opens = unicodedata.category(char) in ("Ps", "Pi")
+            if not (opens or char.isalnum()):  # what belongs to the letter before it
+                continue
+            beside = UNSPACED.match(last) or UNSPACED.match(char)
+            if last and beside and not opened and separable(text, index):
                 yield start, index
                 start = index
+            last, opened = last if opens else char, opens
         yield start, match.end()
 
 
