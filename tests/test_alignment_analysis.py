@@ -214,7 +214,7 @@ def test_nothing_is_kept_unasked_and_nothing_stays():
         assert ours.keeping() is None
     ours.keep(9)
     ours.admit(0, 4)
-    assert ours.keeping()[1:] == (3, 10, 384)
+    assert ours.keeping()[1:] == (4, 10, 384)
     ours.leave(2)
     assert ours.keeping() is None and ours._history._values is None
 

@@ -25,10 +25,10 @@ from chatterbox_turbo.upstream import stages as upstream_stages
 from chatterbox_turbo.upstream.families import identify
 from chatterbox_turbo.upstream.stages import stages
 
-STATIC = {"decoding": {"progress": "off", "kernel": "torch"}, "text": {"retries": 0, "target": 1.5, "longest": 3.0}}
+STATIC = {"decoding": {"progress": "off", "kernel": "torch"}, "text": {"retries": 0, "target": 1.5, "longest": 1.5}}
 EXACT = {"preset": "exact", "decoding": {"progress": "off"}}
-TEXT, LANGUAGE = "The fox, it jumps. Or not?", {"language_id": "en"}
-SPEECH = 76  # speech tokens: the planted way has come to the end of the text by then
+TEXT, LANGUAGE = "It is. Or no?", {"language_id": "en"}
+SPEECH = 40  # speech tokens: the planted way has come to the end of the text by then
 STEP = 0.04
 
 needs_analyzer = pytest.mark.skipif(not has_analyzer(), reason=NO_ANALYZER)
@@ -106,13 +106,13 @@ def test_words_are_when_the_heads_read_them_and_samples_are_those_of_generate(mo
     assert torch.equal(torch.get_rng_state(), state)
     count = speech.samples.size(1)
     seconds = count / model.sr
-    assert [sentence.text for sentence in speech.sentences] == ["The fox, it jumps.", "Or not?"]
+    assert [sentence.text for sentence in speech.sentences] == ["It is.", "Or no?"]
     assert [word.text for word in speech.words] == TEXT.split() and speech.rate == model.sr
     assert {one.source for one in (*speech.words, *speech.sentences)} == {"alignment"}
     for word, (start, end) in zip(speech.words, expected(TEXT, count // 960), strict=True):
         assert (word.start, word.end) == pytest.approx((start, end), abs=1e-6)
     first, second = speech.sentences
-    assert (first.start, first.end) == (speech.words[0].start, speech.words[3].end) and second.end <= seconds
+    assert (first.start, first.end) == (speech.words[0].start, speech.words[1].end) and second.end <= seconds
     torch.manual_seed(7)
     wav = model.generate(TEXT, **LANGUAGE)
     assert torch.equal(wav, speech.samples)
@@ -123,7 +123,7 @@ def test_words_are_when_the_heads_read_them_and_samples_are_those_of_generate(mo
 def test_what_is_kept_is_what_upstreams_analyzer_sees(built, monkeypatch):
     from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 
-    text, seen, step = TEXT[-7:], [], AlignmentStreamAnalyzer.step
+    text, seen, step = TEXT[-6:], [], AlignmentStreamAnalyzer.step
 
     def watched(self, logits, next_token=None):
         start, end = self.text_tokens_slice
@@ -157,23 +157,19 @@ def test_what_is_kept_is_what_upstreams_analyzer_sees(built, monkeypatch):
 @needs_analyzer
 def test_each_of_a_batch_has_the_times_that_it_has_alone(model, monkeypatch):
     monkeypatch.setattr(long_text, "MISSING", 0.0)
-    monkeypatch.setattr(long_text, "FULL", 0.1)  # of 1000 tokens
+    monkeypatch.setattr(long_text, "FULL", 0.05)  # of 1000 tokens
     long = " ".join([TEXT] * 3)
-    items = [
-        {"text": text, "seed": seed, **LANGUAGE, **more}
-        for seed, (text, more) in enumerate([(TEXT, {}), ("No.", {}), (TEXT[:9], {"cfg_weight": 0.0}), (long, {})])
-    ]
-    alone = [model.turbo.timed(**item) for item in items[:3]]
-    items += [{"text": 3}]
-    plain, together = (dict(model.turbo.as_completed(items, slots=2, times=times)) for times in (False, True))
-    for number, one in enumerate(alone):
-        assert torch.equal(plain[number], together[number].samples)
+    items = [{"text": TEXT, "seed": 0}, {"text": "No.", "seed": 1, "cfg_weight": 0.0}, {"text": long, "seed": 3}]
+    items = [{**LANGUAGE, **item} for item in items]
+    together = dict(model.turbo.as_completed([*items, {"text": 3}], slots=2, times=True))
+    for number, item in enumerate(items[:2]):
+        one = model.turbo.timed(**item)
         assert [(word.text, word.source) for word in together[number].words] == [
             (word.text, word.source) for word in one.words]  # fmt: skip
         for word, other in zip(together[number].words, one.words, strict=True):
             assert (word.start, word.end) == pytest.approx((other.start, other.end), abs=1e-6)
-    assert isinstance(together[4], InvalidRequestError)
-    whole = together[3]
+    assert isinstance(together[3], InvalidRequestError)
+    whole = together[2]
     assert [word.text for word in whole.words] == long.split()
     torch.manual_seed(3)
     assert torch.equal(whole.samples, model.generate(long, **LANGUAGE))
@@ -220,7 +216,7 @@ def book(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "WAVE", 1)
     monkeypatch.setattr(long_text, "MISSING", 0.0)
     path = tmp_path / "book.txt"
-    path.write_text("The fox jumps & <runs>. It sleeps.\n\nOr does it not sleep at all?\n\nNo.")
+    path.write_text("It is & <it>. No.\n\nOr is it?\n\nNo.")
     return path
 
 
@@ -235,9 +231,9 @@ def test_subtitles_of_words_and_the_same_after_an_interruption(model, book):
     report = model.turbo.read(book, book.with_name("a.wav"), words=True, keep_parts=True, **spoken)
     (path,) = report.subtitles
     vtt = path.read_text()
-    assert "&amp;" in vtt and "&lt;runs>." in vtt
+    assert "&amp;" in vtt and "&lt;it>." in vtt
     marks = [clock(one) for one in re.findall(r"\d\d:\d\d:\d\d\.\d\d\d", vtt)]
-    assert len(marks) > 12 and report.seconds >= marks[-1]
+    assert len(marks) > 7 and report.seconds >= marks[-1]
     for block in vtt.split("\n\n")[1:]:
         (start, end), inside = (list(map(clock, re.findall(r"[\d:]+\.\d+", line))) for line in block.split("\n")[1:])
         assert [start, *inside, end] == sorted({start, *inside, end})  # they grow
@@ -246,7 +242,7 @@ def test_subtitles_of_words_and_the_same_after_an_interruption(model, book):
     again = model.turbo.read(book, book.with_name("a.wav"), **{**spoken, "subtitles": "srt"}, words=True)
     assert again.resumed == report.pieces == 2 and path.read_text() == vtt
     cues = [block.split("\n") for block in again.subtitles[0].read_text().strip().split("\n\n")]
-    assert " ".join(cue[2] for cue in cues) == "The fox jumps & <runs>. It sleeps. Or does it not sleep at all? No."
+    assert " ".join(cue[2] for cue in cues) == "It is & <it>. No. Or is it? No."
     edges = [clock(edge) for cue in cues for edge in cue[1].split(" --> ")]
     assert edges == sorted(edges)
 

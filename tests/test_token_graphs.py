@@ -123,29 +123,27 @@ def test_graphs_give_the_tokens_of_the_eager_step(simulated, family):
 
 
 def test_attention_that_is_kept_is_that_of_the_eager_step(simulated):
-    """Of some requests of several, of which one stops early and the others at their limits; without a wait more."""
+    """Of one of two requests, which moves to the place of the other; without a wait more."""
     model, token_model = prepared(simulated, "multilingual")
-    captured, lengths = token_model._loop([]), [(4, 3), (9, 6), (2, 6), (6, 4)]
-    step = TorchStep(token_model.backbone.weights, token_model._watch)
-    eager = Loop(StaticBackbone(token_model.backbone.weights, step), captured.procedure, captured.vocabulary, None, 0)
+    captured, weights = token_model._loop([]), token_model.backbone.weights
+    step = TorchStep(weights, token_model._watch)
+    eager = Loop(StaticBackbone(weights, step), captured.procedure, captured.vocabulary, None, 0)
     eager.constraint = type(captured.constraint)(captured.vocabulary.stop, "cuda:0")
+
+    def made():
+        some = requests(model, [(4, 2), (2, 4)])
+        some[1].aligned = True
+        return some
+
     found = []
     for loop in (captured, eager):
-        made = requests(model, lengths)
-        for request in made[1:3]:
-            request.aligned = True
-        ends = {token.request: token for token in loop.generate(made, 3) if token.end is not None}
-        assert ends[0].attention is None and ends[3].attention is None
-        found.append([ends[number].attention for number in (1, 2)])
-        assert [rows.shape for rows in found[-1]] == [(ends[n].index + 1, lengths[n][0] + 2) for n in (1, 2)]
-    for ours, theirs in zip(*found, strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6) and ours[1:].sum(dim=1).min() > 0
-    # a graph without it is another one; one that has been captured is used again
-    with simulated.machine.watching() as seen:
-        made = requests(model, lengths)
-        for request in made[1:3]:
-            request.aligned = True
-        list(captured.generate(made, 3))
+        ends = {token.request: token for token in loop.generate(made()) if token.end is not None}
+        assert ends[0].attention is None and ends[1].attention.shape == (ends[1].index + 1, 4)
+        found.append(ends[1].attention)
+    assert torch.allclose(*found, rtol=0, atol=1e-6) and found[0][1:].sum(dim=1).min() > 0
+    some = made()
+    with simulated.machine.watching() as seen:  # its graphs are there
+        list(captured.generate(some))
     assert not seen.waits and not seen.counts.get("captures", 0)
 
 
