@@ -140,7 +140,10 @@ def streams() -> tuple[dict[torch.dtype, list[Stream]], Counter]:
 
 @torch.inference_mode()
 def replay(streams: list[Stream], device: str = "cpu", together: int = 24) -> int:
-    """Run streams through one analysis, joining late and leaving early; returns the steps compared, all equal."""
+    """Run streams through one analysis, joining late and leaving early; returns the steps compared, all equal.
+
+    What is kept of every third is what it was shown, whoever comes and goes beside it.
+    """
     pick, compared = random.Random(1), 0
     ours, waiting = AlignmentAnalysis(STOP, device), [stream for stream in streams if stream.answers]
     running: list[list] = []  # [stream, step, flags]
@@ -153,6 +156,8 @@ def replay(streams: list[Stream], device: str = "cpu", together: int = 24) -> in
             running.append([stream := waiting.pop(), 0, 0])
             text = slice(stream.start, stream.start + stream.length)
             ours.admit(stream.start, stream.chunk[:, :, text].size(-1))
+            if stream.length % 3 == 0:
+                ours.keep(len(stream.answers))
         logits = torch.stack([s.logits[step] for s, step, _ in running]).to(device)
         ids = torch.stack([s.ids[step] for s, step, _ in running]).to(device)
         untouched, got = logits.clone(), ours.constrain(logits, ids)
@@ -169,6 +174,10 @@ def replay(streams: list[Stream], device: str = "cpu", together: int = 24) -> in
             stream, step, _ = running[number]
             running[number][1] = step + 1
             if step + 1 == len(stream.answers) or pick.random() < 0.004:
+                if stream.length % 3 == 0:
+                    shown = stream.heads[: step + 1, :, stream.start : stream.start + stream.length].mean(dim=1)
+                    shown[0] = 0.0
+                    assert ours.keeping() and torch.equal(ours.kept(number, step + 1).cpu(), shown)
                 ours.leave(number)
                 running[number] = running[-1]
                 running.pop()
@@ -198,14 +207,28 @@ def test_a_changed_rule_is_noticed(streams, monkeypatch, name, value):
         replay(streams[0][torch.float32])
 
 
+def test_nothing_is_kept_unasked_and_nothing_stays():
+    ours = AlignmentAnalysis(STOP, "cpu")
+    for length in (5, 7, 300):
+        ours.admit(2, length)
+        assert ours.keeping() is None
+    ours.keep(9)
+    ours.admit(0, 4)
+    assert ours.keeping()[1:] == (4, 10, 384)
+    ours.leave(2)
+    assert ours.keeping() is None and ours._history._values is None
+
+
 def test_no_step_waits_for_the_device():
     """The meta device has no values: whatever needs one on the host raises."""
     ours = AlignmentAnalysis(STOP, "meta")
     for length in (3, 9):
         ours.admit(4, length)
+    ours.keep(5)
     for _ in range(3):
         ours.observe(torch.empty(2, 20, device="meta"))
         out = ours.constrain(torch.empty(2, VOCABULARY, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+    assert ours.kept(1, 3).shape == (3, 9)
     ours.leave(0)
     assert out.is_meta and out.shape == (2, VOCABULARY) and len(ours) == 1
     with pytest.raises((RuntimeError, NotImplementedError)):

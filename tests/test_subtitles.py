@@ -1,4 +1,4 @@
-"""Times of sentences, as SubRip and WebVTT."""
+"""Times of sentences and words, as SubRip and WebVTT."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from chatterbox_turbo.speech.subtitles import Cue, cues, written_as
+from chatterbox_turbo.speech.subtitles import cues, written_as
+from chatterbox_turbo.speech.times import Sentence, Word
 
 RATE = 24_000
 PIECES = [
@@ -33,7 +34,7 @@ def test_a_long_sentence_has_several_lines():
 
 
 def test_both_formats():
-    lines = [Cue(0.0, 1.5, "One & <two>."), Cue(3661.25, 3662.0, "Three.")]
+    lines = [Sentence("One & <two>.", 0.0, 1.5), Sentence("Three.", 3661.25, 3662.0)]
     assert written_as(lines, "srt") == (
         "1\n00:00:00,000 --> 00:00:01,500\nOne & <two>.\n\n2\n01:01:01,250 --> 01:01:02,000\nThree.\n"
     )
@@ -41,3 +42,19 @@ def test_both_formats():
         "WEBVTT\n\n1\n00:00:00.000 --> 00:00:01.500\nOne &amp; &lt;two>.\n\n2\n01:01:01.250 --> 01:01:02.000\nThree.\n"
     )
     assert written_as([], "vtt") == "WEBVTT\n"
+
+
+def test_words_are_cues_in_one_format_and_marks_in_the_other():
+    """Marks grow, and lie inside their cue."""
+    times = [("A", 0.1, 0.2), ("b&c", 0.5, 0.6), ("d", 0.5, 0.6), ("<e>.", 0.9, 1.25)]
+    words = tuple(Word(text, start, end, "alignment") for text, start, end in times)
+    lines = [Sentence("A b&c d <e>.", 0.1, 1.25, "alignment", words), Sentence("No.", 2.0, 3.0)]
+    assert written_as(lines, "vtt", words=True) == (
+        "WEBVTT\n\n1\n00:00:00.100 --> 00:00:01.250\nA <00:00:00.500>b&amp;c d <00:00:00.900>&lt;e>.\n\n"
+        "2\n00:00:02.000 --> 00:00:03.000\nNo.\n"
+    )
+    blocks = written_as(lines, "srt", words=True).split("\n\n")
+    assert len(blocks) == 5 and blocks[1] == "2\n00:00:00,500 --> 00:00:00,600\nb&c"
+    assert written_as(lines, "srt").split("\n\n")[0] == "1\n00:00:00,100 --> 00:00:01,250\nA b&c d <e>."
+    late = Sentence("A b.", 0.1, 0.2, "alignment", (Word("A", 0.1, 0.2, "alignment"), Word("b.", 0.2, 0.2, "estimate")))
+    assert "\nA b.\n" in written_as([late], "vtt", words=True)  # a word that was never spoken

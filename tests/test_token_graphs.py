@@ -122,6 +122,31 @@ def test_graphs_give_the_tokens_of_the_eager_step(simulated, family):
     assert captured.lag > 0 and simulated.machine.replays > 20
 
 
+def test_attention_that_is_kept_is_that_of_the_eager_step(simulated):
+    """Of one of two requests, which moves to the place of the other; without a wait more."""
+    model, token_model = prepared(simulated, "multilingual")
+    captured, weights = token_model._loop([]), token_model.backbone.weights
+    step = TorchStep(weights, token_model._watch)
+    eager = Loop(StaticBackbone(weights, step), captured.procedure, captured.vocabulary, None, 0)
+    eager.constraint = type(captured.constraint)(captured.vocabulary.stop, "cuda:0")
+
+    def made():
+        some = requests(model, [(4, 2), (2, 4)])
+        some[1].aligned = True
+        return some
+
+    found = []
+    for loop in (captured, eager):
+        ends = {token.request: token for token in loop.generate(made()) if token.end is not None}
+        assert ends[0].attention is None and ends[1].attention.shape == (ends[1].index + 1, 4)
+        found.append(ends[1].attention)
+    assert torch.allclose(*found, rtol=0, atol=1e-6) and found[0][1:].sum(dim=1).min() > 0
+    some = made()
+    with simulated.machine.watching() as seen:  # its graphs are there
+        list(captured.generate(some))
+    assert not seen.waits and not seen.counts.get("captures", 0)
+
+
 def test_a_capture_that_fails_an_abandoned_loop_and_a_new_key_change_no_token(simulated):
     model, token_model = prepared(simulated, "english")
     loop = token_model._loop([])

@@ -39,6 +39,12 @@ def batch(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", file_okay=False, metavar="FOLDER", help="For the files.")],
     format: Annotated[FormatName, typer.Option("--format", help="Of the files.")] = FormatName.wav,
+    times: Annotated[
+        bool,
+        typer.Option(
+            "--times", help="Of sentences, and of the words of a multilingual model, in seconds: in results.jsonl."
+        ),
+    ] = False,
     slots: Annotated[int | None, typer.Option("--slots", min=1, help="Utterances decoded at once; 8.")] = None,
     model: options.Model = ModelName.english,
     language: options.Language = "en",
@@ -80,7 +86,7 @@ def batch(
     options.check_writable(output / RESULTS)
     about = settings.model_dump()
     about["decoding"].pop("progress")
-    made_by = (model.value, str(checkpoint), stop_after, about)
+    made_by = (model.value, str(checkpoint), stop_after, about, *(["times"] if times else []))
     digests = {line.line: line.digest(*made_by, voices=voices.digests) for line in lines}
     done = finished(output)
     left = [line for line in lines if done.get(f"{line.name}.{format.value}") != digests[line.line]]
@@ -98,7 +104,7 @@ def batch(
     work = Work(screen, loaded.model, output, format.value, digests)
     try:
         with ended_by_sigterm():
-            work.run(left, slots)
+            work.run(left, slots, times)
     except KeyboardInterrupt:
         screen.note(f"{work.spoken:,} of {len(left):,} lines are finished: the same command goes on")
         raise
@@ -142,7 +148,7 @@ class Work:
         self.spoken, self.seconds, self.elapsed = 0, 0.0, 0.0
         self.failures: list[str] = []
 
-    def run(self, lines: Sequence[Prompt], slots: int | None) -> None:
+    def run(self, lines: Sequence[Prompt], slots: int | None, times: bool = False) -> None:
         """Speak lines, and add what became of each to ``results.jsonl`` as it does.
 
         Raises:
@@ -153,7 +159,7 @@ class Work:
         sizes = [1.0 + estimate_tokens(line.item["text"], line.item.get("language_id")) for line in lines]
         done, start = 0.0, time.perf_counter()
         items = (line.item for line in lines)
-        series: Iterator[Any] = self._model.turbo.as_completed(items, slots, return_exceptions=True)
+        series: Iterator[Any] = self._model.turbo.as_completed(items, slots, True, times)
         with (
             (self._folder / RESULTS).open("a+b") as results,
             progress_bar(self._screen, "speaking", sum(sizes)) as show,
@@ -171,6 +177,7 @@ class Work:
     def _keep(self, line: Prompt, result: Any, results: BinaryIO) -> None:
         from ..errors import TurboError, describe
         from ..speech.files import KEPT, audio_written
+        from ..speech.times import TimedSpeech
 
         name = f"{line.name}.{self._ending}"
         known = {"id": line.name, "line": line.line, "file": name, "seconds": None, "seed": line.item["seed"]}
@@ -179,6 +186,10 @@ class Work:
             error = describe(result)
             self.failures.append(f"line {line.line} ({line.name}): {error}")
         else:
+            if isinstance(result, TimedSpeech):
+                known["sentences"] = [_told(one) for one in result.sentences]
+                known["words"] = [_told(one) for one in result.words]
+                result = result.samples
             samples, rate = result.squeeze(0).cpu().numpy(), self._model.sr
             with audio_written(self._folder / name, rate) as write:
                 write(samples)
@@ -191,6 +202,11 @@ class Work:
             raise TurboError(f"{results.name} cannot be written: {full.strerror or full}.", "", KEPT) from full
         if error is None:
             self.spoken, self.seconds = self.spoken + 1, self.seconds + known["seconds"]
+
+
+def _told(one: Any) -> dict[str, Any]:
+    """A sentence or word, in seconds."""
+    return {"text": one.text, "start": round(one.start, 3), "end": round(one.end, 3), "source": one.source}
 
 
 def _end_line(results: BinaryIO) -> None:

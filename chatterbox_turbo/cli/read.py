@@ -45,6 +45,9 @@ def read(
     subtitles: Annotated[
         SubtitleFormat | None, typer.Option("--subtitles", help="Times of sentences beside the audio.")
     ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Times of words in the subtitles; of a multilingual model.")
+    ] = False,
     model: options.Model = ModelName.english,
     language: options.Language = "en",
     voice: options.VoiceOrName = None,
@@ -68,6 +71,10 @@ def read(
     options.check_speaks(model)
     needs_name(voice, voice_folder)
     voices, spoken_with = chosen(voice, voice_folder)
+    if words and subtitles is None:
+        raise typer.BadParameter("--words needs --subtitles srt or vtt.")
+    if words and model is not ModelName.multilingual:
+        raise typer.BadParameter(f"--words needs --model multilingual: words of {model.value} have no times.")
     output = book.with_suffix(".flac") if output is None else output
     options.check_writable(output)
     with screen.step("importing torch"), screen.quiet():
@@ -110,6 +117,7 @@ def read(
                     restart=restart,
                     keep_parts=keep_parts,
                     subtitles=None if subtitles is None else subtitles.value,
+                    words=words,
                     progress=told,
                     **arguments,
                 )
@@ -117,17 +125,17 @@ def read(
         if parts.exists():
             screen.note(f"what is finished is kept in {parts}: the same command goes on")
         raise
-    _show(screen, report)
+    _show(screen, report, "words" if words else "sentences")
 
 
-def _show(screen: Screen, report: BookReport) -> None:
+def _show(screen: Screen, report: BookReport, what: str) -> None:
     for line in report.faulty[:TOLD]:
         screen.note(f"warning: a piece stayed wrong and was kept as it is: {line}")
     first, last = report.files[0], report.files[-1]
     names = str(first) if first == last else f"{first} to {last} ({len(report.files)} files)"
     screen.print(f"{names}: {duration(report.seconds)} of speech ({report.seconds:.2f} s)")
     for path in report.subtitles[:TOLD]:
-        screen.print(f"{path}: times of sentences")
+        screen.print(f"{path}: times of {what}")
     if report.chapters is not None:
         screen.print(f"{report.chapters}: times of chapters")
     screen.print(

@@ -30,7 +30,7 @@ from ..runtime.t3.token_loop import Loop
 from ..runtime.t3.transformer import prefill_format
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
-from ..upstream.alignment import UpstreamAnalysis, build_analyzer
+from ..upstream.alignment import UpstreamAnalysis, build_analyzer, why_not_analysis
 from ..upstream.prepared import Prepared
 from .base import Setting, Switch
 
@@ -64,6 +64,7 @@ class TokenModel:
         self._procedure = GUIDED if self._llama else UNGUIDED
         self._watch = t3_weights.watched_heads(t3)
         self.ends: list[str] = []  # why the speech of each request of the last run has ended (``Token.end``)
+        self.attention: list[Tensor | None] = []  # of each ``aligned`` request of the last run (``Token.attention``)
         self.arrivals: list[float] = []  # when the host had each token of the last run (perf_counter)
         self.prepared: Prepared[Loop] | None = None  # without one, upstream's backbone computes
         if static:
@@ -81,6 +82,13 @@ class TokenModel:
     def backbone(self) -> StaticBackbone | None:
         """The static backbone, where there is one."""
         return None if self.loop is None else self.loop.backbone
+
+    @property
+    def unaligned(self) -> str:
+        """Why no request can be ``aligned``; empty where they can."""
+        if not self._watch:
+            return "this model and release of chatterbox-tts have no heads that are known to follow the text"
+        return why_not_analysis(self._t3)
 
     @property
     def longest(self) -> int:
@@ -163,17 +171,18 @@ class TokenModel:
         """
         self.service.drain()  # there is one batch, and one cache
         if self.prepared is None and len(requests) > 1:  # upstream's analyzer knows one text at a time
-            each, ends = [], []
+            each, ends, attention = [], [], []
             for request in requests:
                 each += self.run([request], told=told)
                 ends += self.ends
-            self.ends = ends
+                attention += self.attention
+            self.ends, self.attention = ends, attention
             return each
         device, total = self._t3.device, sum(request.limit for request in requests)
         advance, finish = _progress(self._section, total)
         ids: list[list[int]] = [[] for _ in requests]
         ends: dict[int, tuple[str, int]] = {}
-        self.arrivals = []
+        self.arrivals, self.attention = [], [None] * len(requests)
         try:
             loop = self._loop(requests)
             with self._around():
@@ -184,6 +193,7 @@ class TokenModel:
                         advance(sum(map(len, ids)))
                     if token.end is not None:
                         ends[token.request] = (token.end, token.reasons)
+                        self.attention[token.request] = token.attention
         finally:
             finish()
             self._rest()

@@ -20,17 +20,23 @@ from ..runtime.device import random_state
 from ..text import Piece
 from ..upstream.families import Parts
 from ..upstream.warmup import copy_voice, voice_attribute
-from .long_text import LongText
+from .long_text import LongText, Spoken
 from .pipeline import Pipeline
+from .times import TimedSpeech, sentences, times_of
 from .utterance import Utterance
 
 WAVES = 4  # utterances in reach for each place in T3's batch, so that few places are empty for long
 
-Result = tuple[int, "Tensor | Exception"]
+Result = tuple[int, "Tensor | TimedSpeech | Exception"]
 
 
 def speak_batch(
-    pipeline: Pipeline, items: Iterable[Any], slots: int | None, together: int | None, raising: bool
+    pipeline: Pipeline,
+    items: Iterable[Any],
+    slots: int | None,
+    together: int | None,
+    raising: bool,
+    timed: bool = False,
 ) -> Iterator[Result]:
     """(number, samples (1, m)) of each utterance as they are finished; the caller holds the model's lock meanwhile.
 
@@ -39,14 +45,16 @@ def speak_batch(
         slots: utterances in T3's batch at once; all that are in reach where it is ``None``.
         together: utterances in reach at once, which bounds memory; all of them where it is ``None``.
         raising: the first failure ends everything; otherwise it takes the place of the samples.
+        timed: with the times of words and sentences (``TimedSpeech``) in place of samples.
     """
     rest = enumerate(items)
-    reader = None if pipeline.engines.text is None else LongText(pipeline)
+    reader = None if pipeline.engines.text is None else LongText(pipeline, timed)
     while wave := list(islice(rest, together)):
         utterances, failed, long = [], {}, []
         for number, item in wave:
             try:
                 utterance = pipeline.utterance(number, item)
+                utterance.timed = timed
                 pieces = [] if reader is None else reader.needed(utterance.given)
                 if len(pieces) == 1:
                     utterance.given["text"] = pieces[0].text
@@ -62,19 +70,35 @@ def speak_batch(
         for some in pipeline.alike(spoken):
             yield from _sound(pipeline, some, raising)
         for utterance, pieces in long:
-            yield utterance.number, _said(reader, utterance, pieces, raising)
+            yield utterance.number, _said(pipeline, reader, utterance, pieces, raising)
 
 
-def _said(reader: LongText, utterance: Utterance, pieces: Sequence[Piece], raising: bool) -> Tensor | Exception:
+def _said(
+    pipeline: Pipeline, reader: LongText, utterance: Utterance, pieces: Sequence[Piece], raising: bool
+) -> Tensor | TimedSpeech | Exception:
+    heard: list[dict[str, Any]] = []
+    rate = pipeline.parts.model.sr
+
+    def noted(said: Iterable[Spoken]) -> Iterator[Spoken]:
+        for one in said:
+            count = len(one.samples) + int(one.piece.pause * rate)
+            heard.append({"text": one.piece.text, "samples": count, "pause": one.piece.pause, "words": one.words})
+            yield one
+
     try:
         with utterance.draws.own():
             seed = int(torch.randint(2**62, ()))  # as ``generate`` does
         said = reader.say(pieces, utterance.given, utterance.voice, seed)
-        return torch.cat(list(reader.sound(said)))[None]
+        samples = torch.cat(list(reader.sound(noted(said))))[None]
+        return _timed(samples, heard, rate, utterance) if utterance.timed else samples
     except Exception as error:
         if raising:
             raise
         return error
+
+
+def _timed(samples: Tensor, heard: Sequence[Mapping[str, Any]], rate: int, utterance: Utterance) -> TimedSpeech:
+    return TimedSpeech(samples, tuple(sentences(heard, rate, utterance.given.get("language_id"))), rate)
 
 
 def _decode(
@@ -112,7 +136,13 @@ def _sound(pipeline: Pipeline, some: Sequence[Utterance], raising: bool) -> Iter
             if samples is None:
                 utterance.draws.states = states
                 (samples,) = pipeline.sound([utterance])
-            yield utterance.number, pipeline.complete(utterance, samples)
+            wav = pipeline.complete(utterance, samples)
+            if not utterance.timed:
+                yield utterance.number, wav
+                continue
+            text, rate, count = utterance.given["text"], pipeline.parts.model.sr, wav.size(1)
+            heard = {"text": text, "samples": count, "pause": 0.0, "words": times_of(utterance, count, rate)}
+            yield utterance.number, _timed(wav, [heard], rate, utterance)
         except Exception as error:
             if raising:
                 raise

@@ -20,6 +20,7 @@ from ..passes.token_model import UPSTREAMS_LIMIT
 from ..runtime.voice.marking import MarkStream
 from ..text import Piece, Splitting, estimate_tokens, pieces, split
 from .pipeline import Pipeline
+from .times import Times, times_of
 from .utterance import Draws, Utterance
 
 SLOTS = 8  # pieces decoded at once
@@ -44,6 +45,7 @@ class Spoken:
         samples: (n,) at the model's rate, not marked, without the pause behind it.
         attempts: how often it was said.
         faults: what was wrong with those before, and with this one where it is the last.
+        words: the times of its words, where they were asked for and the family of the model has them.
     """
 
     piece: Piece
@@ -51,6 +53,7 @@ class Spoken:
     tokens: int
     attempts: int = 1
     faults: list[str] = field(default_factory=list)
+    words: list[Times] | None = None
 
 
 class LongText:
@@ -58,10 +61,11 @@ class LongText:
 
     Args:
         pipeline: with ``engines.text``, the options.
+        timed: keep the times of words of what is said.
     """
 
-    def __init__(self, pipeline: Pipeline):
-        self._pipeline, self._section = pipeline, pipeline.engines.text
+    def __init__(self, pipeline: Pipeline, timed: bool = False):
+        self._pipeline, self._section, self._timed = pipeline, pipeline.engines.text, timed
         section = self._section
         longest = max(section.longest, section.target)
         self.splitting = Splitting(
@@ -131,14 +135,15 @@ class LongText:
                     one.faults.append("silence")
                 if one.faults:
                     _tell(one)
-                yield Spoken(one.piece, wav, one.utterance.tokens.size(-1), one.attempts, one.faults)
+                words = times_of(one.utterance, len(wav), self._pipeline.parts.model.sr)
+                yield Spoken(one.piece, wav, one.utterance.tokens.size(-1), one.attempts, one.faults, words)
 
     def _decoded(self, tries: list[_Try], given: dict[str, Any], voice: Any) -> list[_Try]:
         """With tokens; those that went wrong again, as often as the options allow."""
         waiting = list(tries)
         for attempt in range(self._section.retries + 1):
             for one in waiting:
-                one.begin(self._pipeline, given, voice, attempt)
+                one.begin(self._pipeline, given, voice, attempt, self._timed)
             self._pipeline.decode([one.utterance for one in waiting], SLOTS, told=False)
             waiting = [one for one in waiting if one.wrong()]
             smaller = {id(one): self._smaller(one, given) for one in waiting if one.utterance.end == "limit"}
@@ -178,10 +183,10 @@ class _Try:
     attempts: int = 0
     utterance: Utterance | None = None
 
-    def begin(self, pipeline: Pipeline, given: dict[str, Any], voice: Any, attempt: int) -> None:
+    def begin(self, pipeline: Pipeline, given: dict[str, Any], voice: Any, attempt: int, timed: bool) -> None:
         draws = Draws(pipeline.parts.device, (self.seed + APART * attempt) % 2**63)
         limit = int(LOOSE * self.piece.tokens) + SLACK
-        self.utterance = Utterance(self.attempts, {**given, "text": self.piece.text}, voice, draws, limit)
+        self.utterance = Utterance(self.attempts, {**given, "text": self.piece.text}, voice, draws, limit, timed=timed)
         self.attempts += 1
 
     def wrong(self) -> bool:

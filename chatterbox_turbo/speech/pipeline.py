@@ -65,6 +65,12 @@ class Pipeline:
             marked = stages.mark(stages.samples(mel), tokens.size(-1))
         return torch.from_numpy(marked).unsqueeze(0)  # out of inference mode: the caller may go on with it
 
+    @property
+    def unaligned(self) -> str:
+        """Why words have no times; empty where they have."""
+        engine = self.engines.token_model
+        return "the decoding pass does not run" if engine is None else engine.unaligned
+
     def utterance(self, number: int, item: Any) -> Utterance:
         """An item of a batch with its voice, which is its own: neither the model's nor the caller's is changed.
 
@@ -108,7 +114,10 @@ class Pipeline:
         """What T3 is asked for (``runtime.t3.requests.Request``), with a generator of the utterance's own."""
         asked = self.stages.ask(utterance.given, utterance.voice)
         with torch.inference_mode():
-            return self.engines.token_model.request(**asked, generator=utterance.draws.generator())
+            request = self.engines.token_model.request(**asked, generator=utterance.draws.generator())
+        if utterance.timed and not self.unaligned:
+            request.aligned, utterance.spelling = True, self.stages.spelling(asked)
+        return request
 
     def decode(self, utterances: Sequence[Utterance], slots: int | None = None, told: bool = True) -> None:
         """Speech tokens of several utterances in a batch of at most ``slots``; ``told``: as for ``TokenModel.run``.
@@ -126,11 +135,16 @@ class Pipeline:
         for utterance, request in zip(utterances, requests, strict=True):
             request.limit = min(request.limit, utterance.limit or request.limit)
         results = engine.run(requests, slots, told)
-        for utterance, request, tokens, end in zip(utterances, requests, results, engine.ends, strict=True):
+        found = zip(utterances, requests, results, engine.ends, engine.attention, strict=True)
+        for utterance, request, tokens, end, attention in found:
             utterance.draws.resume(request.generator)
             utterance.end = end
             with torch.inference_mode():
                 utterance.tokens = self.stages.spoken(tokens)
+            if attention is not None:
+                last = tokens.size(-1) - (end == "stop")
+                utterance.attention = attention[last - utterance.tokens.size(-1) : last]
+        engine.attention = []
 
     def alike(self, utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
         """Those whose audio is made together: of similar length, as many as flow matching takes with their padding."""

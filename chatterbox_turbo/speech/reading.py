@@ -27,11 +27,12 @@ from ..text import Piece, pieces
 from .book import Book, Survey
 from .files import as_16_bit, audio_format, audio_written, read_piece, write_json, written
 from .long_text import SLOTS, WAVES, LongText, joined, marked
-from .parts import PartsFolder
+from .parts import RESTART, PartsFolder
 from .pipeline import Pipeline
 from .subtitles import Format, cues, written_as
 
 WAVE = SLOTS * WAVES  # pieces that are done together
+NO_WORDS = "Leave words out (--words): sentences have their shares of the speech."
 SAMPLED = 8  # numbers of each parameter that tell one model from another
 
 
@@ -88,11 +89,12 @@ class Reading:
         chapters: one file a chapter (``book-01.flac``) in place of one for all.
         restart: drop what an earlier run has kept, and overwrite what it made.
         keep_parts: leave the folder of pieces where it is.
-        subtitles: ``srt`` or ``vtt``: times of sentences beside the audio.
+        subtitles: ``srt`` or ``vtt``: times of sentences beside the audio; ``words``: of words too.
         arguments: of ``generate``, and optionally ``voice``.
 
     Raises:
-        InvalidRequestError: the book cannot be read, the format of the output cannot be written.
+        InvalidRequestError: the book cannot be read, the format of the output cannot be written; there are to be words
+            without subtitles.
     """
 
     def __init__(
@@ -107,10 +109,14 @@ class Reading:
         restart: bool,
         keep_parts: bool,
         subtitles: Format | None,
+        words: bool,
         progress: Callable[[ReadingProgress], None],
         arguments: Mapping[str, Any],
     ):
         audio_format(output)
+        if words and subtitles is None:
+            raise InvalidRequestError("Times of words are written into subtitles.", "", 'Add subtitles="srt" or "vtt".')
+        self._words = words
         self._working, self._config = working, config
         self._book, self._output, self._seed = book, output, seed
         self._by_chapter, self._restart, self._keep_parts = chapters, restart, keep_parts
@@ -124,12 +130,17 @@ class Reading:
 
         Raises:
             InvalidRequestError: the book has nothing to say or is in another encoding; the output exists; the pieces
-                that are kept are of another reading.
+                that are kept are of another reading, or have no times of words.
+            UnavailablePassError: the words of this model have no times.
             TurboError: there is no room to write. What is finished is kept.
         """
         start = time.perf_counter()
         with self._working() as pipeline:
             self._pipeline, self._rate = pipeline, pipeline.parts.model.sr
+            if self._words and pipeline.unaligned:
+                raise UnavailablePassError(
+                    "Words have no times.", f"{pipeline.unaligned[0].upper()}{pipeline.unaligned[1:]}.", NO_WORDS
+                )
             long = LongText(pipeline)
             language = self._arguments.get("language_id")
 
@@ -146,6 +157,12 @@ class Reading:
                 self._parts.empty()
             self._parts.begin(identity)
             waves = self._parts.waves()
+            if self._words and any("words" not in one for wave in waves for one in wave):
+                raise InvalidRequestError(
+                    f"{self._parts.path} holds pieces without times of words.",
+                    "They were said without subtitles.",
+                    f"{RESTART} Or leave the words out.",
+                )
             resumed = sum(map(len, waves))
             said = self._say(cut(), asked.given, asked.voice, waves, survey)
             files, marks, lines = self._assemble(waves)
@@ -187,7 +204,8 @@ class Reading:
             if pipeline is not self._pipeline:
                 raise UnavailablePassError("The model's configuration has changed while it read.")
             level = pipeline.engines.text.loudness
-            for one in LongText(pipeline).say(wave, dict(given), voice, self._seed + first):
+            reader = LongText(pipeline, timed=self._subtitles is not None)
+            for one in reader.say(wave, dict(given), voice, self._seed + first):
                 count = len(heard)
                 block = torch.cat(list(joined([one], self._rate, level, heard)))
                 samples = torch.cat(list(marked([block], pipeline.stages.watermark)))
@@ -203,6 +221,8 @@ class Reading:
                     "faults": one.faults,
                     "loudness": heard[-1] if len(heard) > count else None,
                 }
+                if one.words is not None:
+                    known["words"] = one.words
                 result.append((as_16_bit(samples.numpy()), known))
         return result
 
@@ -259,7 +279,7 @@ class Reading:
         path = audio.with_suffix(f".{self._subtitles}")
         found = cues(group, self._rate, self._arguments.get("language_id"))
         with written(path) as file:
-            file.write(written_as(found, self._subtitles).encode())
+            file.write(written_as(found, self._subtitles, self._words).encode())
         return path
 
     def _seconds(self, waves: list[Any]) -> float:

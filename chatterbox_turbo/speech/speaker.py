@@ -1,4 +1,4 @@
-"""What ``model.turbo`` can say: batches, series, streams."""
+"""What ``model.turbo`` can say: with times, in batches, series, streams."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .pipeline import Pipeline
 from .reading import BookReport, Reading, ReadingProgress
 from .stream import SpeechStream
 from .subtitles import Format
+from .times import TimedSpeech
 
 SLOTS = 8  # utterances decoded at once of a series without an end
 
@@ -38,8 +39,31 @@ class Speaker:
     def _working(self, name: str) -> AbstractContextManager[Any]:
         raise NotImplementedError
 
+    def timed(self, text: str, *, seed: int | None = None, **arguments: Any) -> TimedSpeech:
+        """Speech, with the times of its sentences, and of its words where the family of the model has an alignment.
+
+        The samples are those of ``generate`` after ``torch.manual_seed(seed)``. Words have times where upstream's
+        analyzer is (Multilingual up to chatterbox-tts 0.1.7), by the attention that it looks at; elsewhere sentences
+        have their shares of the speech, as ``Sentence.source`` says. docs/subtitles.md has what is known of either.
+
+        Args:
+            seed: of all random numbers; drawn from the global generator where it is missing.
+            arguments: of ``generate``, and optionally ``voice``.
+
+        Raises:
+            UnavailablePassError: the decoding pass does not run on this model, or the code of its ``generate`` is not
+                known.
+        """
+        given = {"text": text, **arguments} if seed is None else {"text": text, "seed": seed, **arguments}
+        (speech,) = self.batch([given], times=True)
+        return speech
+
     def batch(
-        self, items: Sequence[Mapping[str, Any]], slots: int | None = None, return_exceptions: bool = False
+        self,
+        items: Sequence[Mapping[str, Any]],
+        slots: int | None = None,
+        return_exceptions: bool = False,
+        times: bool = False,
     ) -> list[Tensor]:
         """Several utterances at once, each as it would be alone with the same seed.
 
@@ -55,13 +79,15 @@ class Speaker:
             slots: utterances decoded at once, which bounds the memory of their caches; all by default, or
                 ``budget_slots`` where there is a budget.
             return_exceptions: what an item fails with takes its place in the list, and the others go on.
+            times: ``TimedSpeech`` in place of samples, as of ``timed``.
 
         Returns:
             Samples (1, m) of each item, in order. The model's own voice and the random generators' states are
             what they were.
 
         Raises:
-            UnavailablePassError: the decoding pass does not run on this model.
+            UnavailablePassError: the decoding pass does not run on this model; or, with ``times``, the code of its
+                ``generate`` is not known.
             InvalidRequestError: an item has no text or no voice, or an unknown one, or ``slots`` is below 1 or above
                 ``budget_slots``.
         """
@@ -69,13 +95,17 @@ class Speaker:
         items = list(items)
         results: list[Any] = [None] * len(items)
         with self._working("batch") as now:
-            for number, result in now._spoken(items, self._slots(slots), None, not return_exceptions):
+            for number, result in now._spoken(items, self._slots(slots), None, not return_exceptions, times):
                 results[number] = result
         return results
 
     def as_completed(
-        self, items: Iterable[Mapping[str, Any]], slots: int | None = None, return_exceptions: bool = True
-    ) -> Iterator[tuple[int, Tensor | Exception]]:
+        self,
+        items: Iterable[Mapping[str, Any]],
+        slots: int | None = None,
+        return_exceptions: bool = True,
+        times: bool = False,
+    ) -> Iterator[tuple[int, Tensor | TimedSpeech | Exception]]:
         """As ``batch``, but (number, samples) one after the other, as they are finished, of any number of items.
 
         ``items`` are read as they are needed, and no more than four for each slot (8, where ``slots`` is not given) are
@@ -90,7 +120,7 @@ class Speaker:
         while True:
             with self._working("batch") as now:
                 if work is None:
-                    first, work = now, now._spoken(items, slots, slots * WAVES, not return_exceptions)
+                    first, work = now, now._spoken(items, slots, slots * WAVES, not return_exceptions, times)
                 if now is not first:
                     raise UnavailablePassError("The model's configuration has changed while its batch ran.")
                 result = next(work, None)
@@ -98,10 +128,14 @@ class Speaker:
                 return
             yield result
 
-    def _spoken(self, items: Iterable[Any], slots: int | None, together: int | None, raising: bool) -> Iterator[Any]:
+    def _spoken(
+        self, items: Iterable[Any], slots: int | None, together: int | None, raising: bool, times: bool
+    ) -> Iterator[Any]:
+        if self._pipeline is None and times:
+            raise UnavailablePassError("Speech of this model has no times.", f"{self._unknown}.", "Call generate.")
         if self._pipeline is None:
             return one_by_one(self._parts(), items, self.voices.chosen, raising)
-        return speak_batch(self._pipeline, items, slots, together, raising)
+        return speak_batch(self._pipeline, items, slots, together, raising, times)
 
     def _slots(self, slots: int | None) -> int | None:
         if slots is not None and slots < 1:
@@ -171,6 +205,7 @@ class Speaker:
         restart: bool = False,
         keep_parts: bool = False,
         subtitles: Format | None = None,
+        words: bool = False,
         progress: Callable[[ReadingProgress], None] | None = None,
         **arguments: Any,
     ) -> BookReport:
@@ -189,13 +224,15 @@ class Speaker:
             restart: drop what an earlier run has kept, and overwrite what it made.
             keep_parts: leave the folder of pieces where it is.
             subtitles: ``srt`` or ``vtt``: times of sentences, beside the audio.
+            words: of words too, where the family of the model has them (``timed``): a cue a word in SubRip, times in
+                the lines in WebVTT.
             progress: called before the first wave, and after each.
             arguments: of ``generate``, and optionally ``voice``.
 
         Raises:
-            UnavailablePassError: the passes decoding and text do not run on this model.
+            UnavailablePassError: the passes decoding and text do not run on this model, or its words have no times.
             InvalidRequestError: the book has nothing to say or is in another encoding; the output exists, or what an
-                earlier run has kept is of another reading.
+                earlier run has kept is of another reading, or has no times; ``words`` without ``subtitles``.
             TurboError: the disk is full; what is finished is kept.
 
         Warns:
@@ -218,6 +255,7 @@ class Speaker:
             restart=restart,
             keep_parts=keep_parts,
             subtitles=subtitles,
+            words=words,
             progress=progress or (lambda _: None),
             arguments=arguments,
         )

@@ -1,62 +1,66 @@
-"""When each sentence of a reading is heard: subtitles beside its audio.
-
-A piece's beginning and end are known to the sample. Inside a piece the time of a sentence is its share of the piece's
-speech by the estimate of its length (``text.estimate``), so that it may be off by a part of a piece.
-"""
+"""Subtitles beside the audio of a reading: when each sentence is heard, or each word (``times``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..text import split
+from .times import Sentence, sentences
 
 Format = Literal["srt", "vtt"]
 TARGET, LONGEST = 3.0, 6.0  # seconds that a line is on the screen
 
 
-@dataclass(frozen=True)
-class Cue:
-    """A line: seconds from the beginning of the audio, and what is said."""
-
-    start: float
-    end: float
-    text: str
+def cues(pieces: Iterable[Mapping[str, Any]], rate: int, language: str | None = None) -> Iterator[Sentence]:
+    """Lines of pieces that follow each other; arguments as those of ``times.sentences``."""
+    return sentences(pieces, rate, language, TARGET, LONGEST)
 
 
-def cues(pieces: Iterable[Mapping[str, Any]], rate: int, language: str | None = None) -> Iterator[Cue]:
-    """Lines of pieces that follow each other.
+def written_as(lines: Iterable[Sentence], form: Format, words: bool = False) -> str:
+    """The content of a SubRip (``srt``) or WebVTT (``vtt``) file.
 
     Args:
-        pieces: each with ``text``, ``samples`` (with the pause behind it) and ``pause`` in seconds.
-        rate: samples a second.
+        words: SubRip has a cue for each word, WebVTT the time of each word in its line. Lines without words stay lines.
     """
-    at = 0.0
-    for piece in pieces:
-        length = piece["samples"] / rate
-        lines = split(piece["text"], language, target=TARGET, longest=LONGEST, shortest=0.0)
-        total = sum(line.tokens for line in lines)
-        speech, begin = max(0.0, length - piece["pause"]), at
-        for line in lines:
-            end = begin + speech * line.tokens / total
-            yield Cue(begin, end, line.text)
-            begin = end
-        at += length
-
-
-def written_as(lines: Iterable[Cue], form: Format) -> str:
-    """The content of a SubRip (``srt``) or WebVTT (``vtt``) file."""
     blocks = ["WEBVTT"] if form == "vtt" else []
     point = "." if form == "vtt" else ","
-    for number, cue in enumerate(lines, 1):
-        # what begins a tag or an entity in WebVTT
-        text = cue.text.replace("&", "&amp;").replace("<", "&lt;") if form == "vtt" else cue.text
+    each = (one for line in lines for one in ((line.words or (line,)) if words and form == "srt" else (line,)))
+    for number, cue in enumerate(each, 1):
+        text = cue.text
+        if form == "vtt":
+            text = _tagged(cue) if words else _escaped(text)
         blocks.append(f"{number}\n{_clock(cue.start, point)} --> {_clock(cue.end, point)}\n{text}")
     return "\n\n".join(blocks) + "\n"
 
 
+def _escaped(text: str) -> str:
+    """Without what begins a tag or an entity in WebVTT."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _tagged(line: Sentence) -> str:
+    """The text of a line with the time before each word but the first.
+
+    Times in a cue have to grow, and to lie inside it, so that of several words within a millisecond one has a time.
+    """
+    parts, at, time = [], 0, _thousandths(line.start)
+    for word in line.words:
+        begin = line.text.find(word.text, at)
+        if begin < 0:
+            continue
+        parts.append(_escaped(line.text[at:begin]))
+        if time < _thousandths(word.start) < _thousandths(line.end):
+            time = _thousandths(word.start)
+            parts.append(f"<{_clock(word.start, '.')}>")
+        parts.append(_escaped(word.text))
+        at = begin + len(word.text)
+    return "".join(parts) + _escaped(line.text[at:])
+
+
+def _thousandths(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
 def _clock(seconds: float, point: str) -> str:
-    thousandths = round(seconds * 1000)
-    minutes, rest = divmod(thousandths, 60_000)
+    minutes, rest = divmod(_thousandths(seconds), 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,9 @@ class Utterance:
         limit: speech tokens at most, where that is less than the model's own limit.
         tokens: (n,) int64, as the acoustic half gets them.
         end: why they have ended, as ``runtime.t3.requests.Token.end``.
+        timed: are the times of its words wanted? Then, where the family of the model has an alignment:
+        attention: (n, S) float32, of each speech token over the text, as ``runtime.t3.requests.Token.attention``.
+        spelling: the S text tokens, as they are written in the vocabulary.
     """
 
     number: int
@@ -74,3 +77,6 @@ class Utterance:
     limit: int | None = None
     tokens: Tensor | None = None
     end: str = ""
+    timed: bool = False
+    attention: Tensor | None = None
+    spelling: Sequence[str] = ()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .patch_points import digest
@@ -67,6 +68,7 @@ class UpstreamAnalysis:
 
     def __init__(self, analyzer: Any):
         self._analyzer = analyzer
+        self._seen: list[Tensor] | None = None
 
     def begin(self, requests: int) -> None:
         """An analyzer is made for each call."""
@@ -74,10 +76,22 @@ class UpstreamAnalysis:
     def admit(self, start: int, length: int) -> None:
         """The analyzer knows its text from its construction."""
 
+    def keep(self, steps: int) -> None:
+        """Keep what the hooks see from now on."""
+        self._seen = []
+
+    def kept(self, number: int, steps: int) -> Tensor:
+        """(steps, S) float32 on the host."""
+        return torch.stack(self._seen[:steps])
+
     def observe(self, attention: Tensor | None) -> None:
         """The analyzer's hooks have seen more."""
 
     def constrain(self, logits: Tensor, previous: Tensor) -> Tensor:
+        if self._seen is not None:
+            start, end = self._analyzer.text_tokens_slice
+            maps = torch.stack(self._analyzer.last_aligned_attns)[:, -1, start:end]
+            self._seen.append(maps.float().mean(dim=0))
         return self._analyzer.step(logits, next_token=int(previous))
 
     def reasons(self) -> None:

@@ -82,6 +82,11 @@ class Stages:
         """The arguments of T3's entrance."""
         raise NotImplementedError
 
+    def spelling(self, asked: dict[str, Any]) -> list[str]:
+        """The text tokens (S,) of a request as they are written in the vocabulary; Multilingual's only."""
+        ids = asked["text_tokens"][0].tolist()
+        return [self._model.tokenizer.tokenizer.id_to_token(number) or "" for number in ids]
+
     def decode(self, asked: dict[str, Any]) -> Tensor:
         """Ids (1, n) int64 of T3 by its own entrance, whoever is behind that."""
         return getattr(self._parts.t3, entrance(self._parts.t3))(**asked)

@@ -8,12 +8,14 @@ ever letting it reach the logits (false starts, durations, the attention of the 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ...errors import InvalidRequestError
+from .attention_history import AttentionHistory
 
 # bits of ``AlignmentAnalysis.reasons``
 LONG_TAIL, ALIGNMENT_REPETITION, TOKEN_REPETITION = 1, 2, 4
@@ -131,6 +133,7 @@ class AlignmentAnalysis:
         self._state = _State.new(1, WIDTH, self._device)
         self._columns = self._count()
         self._rows = 0
+        self._history = AttentionHistory(self._device)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -138,6 +141,7 @@ class AlignmentAnalysis:
     def begin(self, requests: int) -> None:
         """Forget everything, and have room for so many requests."""
         self._spans, self._rows = [], 0
+        self._history.begin()
         self._make_room(requests, 0)
         self._state.text.zero_()  # rows without meaning are computed too: they read within every map
 
@@ -159,7 +163,23 @@ class AlignmentAnalysis:
         self._make_room(len(self) + 1, length)
         self._state.enter(len(self), start, length)
         self._spans.append((start, length))
+        self._history.admit()
         self._rows = len(self)
+
+    def keep(self, steps: int) -> None:
+        """Keep the attention that the request admitted last has over its text, for so many steps; ``kept`` has it."""
+        self._history.keep(self._state.text.size(0), steps, self._state.text.size(1))
+
+    def keeping(self) -> Hashable:
+        """Where rows of the requests that run are kept, a part of what a graph is captured for; ``None``: nowhere."""
+        return self._history.memory()
+
+    def kept(self, number: int, steps: int) -> Tensor:
+        """(steps, S) float32, a copy: the attention of request ``number``, as it was observed, before each token.
+
+        Row n is what token n was chosen after. The first row is zeros: that of the prefill is not observed.
+        """
+        return self._history.rows(number, steps, self._spans[number][1])
 
     def expect(self, rows: int) -> None:
         """So many rows come from now on; what those behind the requests hold means nothing."""
@@ -183,8 +203,11 @@ class AlignmentAnalysis:
             raise InvalidRequestError(f"Attention has the shape {tuple(maps.shape)}, but must be {wanted}.")
         state = self._state.first(self._rows)
         state.frame += 1
+        seen = maps.gather(1, state.text)
+        if self._history.on:
+            self._history.write(state.frame, seen)
         # monotonic mask: token c is visible from step c on
-        rows = torch.where(self._columns <= state.frame[:, None], maps.gather(1, state.text), 0.0)
+        rows = torch.where(self._columns <= state.frame[:, None], seen, 0.0)
         # the first of equals: padding repeats the last text token, and never wins over it
         current = rows.argmax(dim=1)
         move = current - state.position
@@ -229,6 +252,7 @@ class AlignmentAnalysis:
         """Drop request ``number``; the last request takes its place."""
         if not 0 <= number < len(self):
             raise InvalidRequestError(f"There is no request {number} among {len(self)}.")
+        self._history.leave(number)
         last = self._spans.pop()
         if number < len(self):
             self._spans[number] = last
@@ -252,6 +276,7 @@ class AlignmentAnalysis:
             self._state = _State.new(max(rows, state.text.size(0)), width, self._device)
             self._state.take(state, len(self))
             self._columns = self._count()
+            self._history.make_room(self._state.text.size(0))
 
     @torch.inference_mode(False)
     def _count(self) -> Tensor:

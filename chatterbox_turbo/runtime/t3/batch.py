@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -17,12 +17,17 @@ from .token_step import TokenStep
 
 @dataclass
 class Running:
-    """A request in progress. ``count``: tokens chosen so far, of which the host may not have seen the last ones."""
+    """A request in progress.
+
+    ``count``: tokens chosen so far, of which the host may not have seen the last ones. ``attention``: what ``Token`` is
+    to have of it, once it has left.
+    """
 
     number: int
     request: Request
     count: int = 0
     ended: bool = False
+    attention: Tensor | None = None
 
 
 @dataclass
@@ -70,6 +75,8 @@ class Batch:
         if step.constraint is not None:
             for request in requests:
                 step.constraint.admit(*request.text)
+                if request.aligned:
+                    step.constraint.keep(request.limit)
         step.admit(logits, len(self.running))
         self.running += some
         self._changed = True
@@ -110,6 +117,8 @@ class Batch:
             token = self._token(one, index, *values[place])
             if token.end is not None:
                 self._end(one, chosen.generators[place] if chosen.generators else None)
+                if one.attention is not None:
+                    token = replace(token, attention=one.attention[: index + 1])
             yield token
 
     def _token(self, one: Running, index: int, value: int, status: int, reasons: int) -> Token:
@@ -134,7 +143,9 @@ class Batch:
             self._leave(self.running.index(one))
 
     def _leave(self, place: int) -> None:
-        last = len(self.running) - 1
+        last, one = len(self.running) - 1, self.running[place]
+        if one.request.aligned:
+            one.attention = self._step.constraint.kept(place, one.count)
         self._step.leave(place, last)
         self.running[place] = self.running[last]
         self.running.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from torch import Generator, Tensor
@@ -60,6 +60,12 @@ class Constraint(Protocol):
     def admit(self, start: int, length: int) -> None:
         """A request more, the last, whose text takes ``length`` positions of its prefix from ``start`` on."""
 
+    def keep(self, steps: int) -> None:
+        """Keep the attention that the request admitted last has over its text, for so many steps at most."""
+
+    def kept(self, number: int, steps: int) -> Tensor:
+        """That of a request (steps, S) float32: row n is what its token n was chosen after. The first means nothing."""
+
     def observe(self, attention: Tensor | None) -> None:
         """Attention (N, C) of the newest position of each request."""
 
@@ -74,6 +80,9 @@ class Constraint(Protocol):
 
     def expect(self, rows: int) -> None:
         """So many rows come from now on, those behind the requests without meaning."""
+
+    def keeping(self) -> Hashable:
+        """Where attention of the requests that run is kept; ``None``: nowhere."""
 
     def tensors(self) -> Sequence[Tensor]:
         """Its state: static tensors."""
@@ -111,6 +120,7 @@ class Request:
         limit: tokens at most, the stop token included; at least 1.
         text: first position of the text in the prefix, and its length; for the constraint.
         generator: where its random numbers come from; ``None`` for the global generator.
+        aligned: its last token is to have the attention over the text; there must be a constraint then.
         abandoned: nobody wants its tokens any more: it leaves at the next step, without an end.
     """
 
@@ -119,6 +129,7 @@ class Request:
     limit: int
     text: tuple[int, int] | None = None
     generator: Generator | None = None
+    aligned: bool = False
     abandoned: bool = False
 
 
@@ -142,6 +153,7 @@ class Token:
     """One step of one request.
 
     ``end`` is set on the last one; an ``exhausted`` end carries no token. ``reasons``: the constraint's flags.
+    ``attention``: on the last one of an ``aligned`` request, (tokens, S) float32 on the device (``Constraint.kept``).
     """
 
     request: int
@@ -149,3 +161,4 @@ class Token:
     id: int | None
     end: Literal["stop", "limit", "exhausted"] | None = None
     reasons: int = 0
+    attention: Tensor | None = field(default=None, compare=False)

@@ -140,7 +140,8 @@ class TokenStep:
                 addresses=self._addresses,
                 changes=self._changed,
             )
-        self.runner((self._padded(count), self._rows, self.backbone.shape(), places.knobs.filters))
+        keeping = None if self.constraint is None else self.constraint.keeping()
+        self.runner((self._padded(count), self._rows, self.backbone.shape(), places.knobs.filters, keeping))
         self.backbone.advance()
         return None
 
