@@ -152,7 +152,7 @@ def test_revert_leaves_no_trace(models, case, family):
     turbo.apply(model, case.config)
     turbo.revert(model)
     assert difference(before, snapshot(model)) == []
-    assert torch.equal(speak(model), upstreams(model, 0, request_for(model)).samples)
+    assert torch.equal(speak(model), upstreams(model, 0, request_for(model)).wav)
 
 
 @pytest.mark.parametrize("case, family", rows())
