@@ -165,7 +165,7 @@ class Code:
     """What runs where somebody unpickles it."""
 
     def __reduce__(self):
-        return setattr, (builtins, "was_run", True)
+        return exec, ("import builtins; builtins.was_run = True",)
 
 
 def test_no_code_of_a_checkpoint_is_run(folder):
