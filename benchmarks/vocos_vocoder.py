@@ -9,41 +9,63 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-import chatterbox_turbo as turbo
-from chatterbox_turbo import synthetic
+from chatterbox_turbo.config import VocoderSection
 from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.measure.streaming import given
+from chatterbox_turbo.passes.vocoder import Vocoder
+from chatterbox_turbo.passes.vocos import VocosVocoder
 from chatterbox_turbo.runtime.cpu import process_memory
+from chatterbox_turbo.runtime.memory.clearing import CachePolicy
 from chatterbox_turbo.runtime.s3gen.streaming import AcousticStream, Windows
-from chatterbox_turbo.runtime.s3gen.vocos_checkpoint import write
-from chatterbox_turbo.runtime.s3gen.vocos_network import VocosArchitecture, VocosNetwork, build
+from chatterbox_turbo.runtime.s3gen.vocos_network import MelDescription, VocosArchitecture, VocosNetwork, build
 from chatterbox_turbo.runtime.s3gen.vocos_vocoder import StreamedVocos, VocosDecoder
-from chatterbox_turbo.upstream import mel_frames
 
 FRAMES = 50  # a second
-NOTHING = {name: {"enabled": False} for name, _ in turbo.OptimizationConfig().sections()}
 SIDES = ("upstream's HiFT", "HiFT of this package", "Vocos")
+MEL = MelDescription(24000, 80, 480, 1920, 1920, 0.0, 8000.0)
+LIMIT = 0.99
 
 
-def config_of(side: str, folder: str) -> dict:
-    """Nothing but the vocoder of a side."""
-    if side == SIDES[0]:
-        return NOTHING
-    vocos = {"kind": "vocos", "checkpoint": folder} if side == SIDES[2] else {}
-    return {**NOTHING, "fidelity": "lossy", "vocoder": {"enabled": True, **vocos}}
+def hift() -> torch.nn.Module:
+    """Upstream's vocoder as S3Gen builds it, with random weights."""
+    from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
+    from chatterbox.models.s3gen.hifigan import HiFTGenerator
+
+    torch.manual_seed(0)
+    return HiFTGenerator(
+        sampling_rate=24000,
+        upsample_rates=[8, 5, 3],
+        upsample_kernel_sizes=[16, 11, 7],
+        source_resblock_kernel_sizes=[7, 7, 11],
+        source_resblock_dilation_sizes=[[1, 3, 5]] * 3,
+        f0_predictor=ConvRNNF0Predictor(),
+    ).eval()
 
 
-def network_for(s3gen: torch.nn.Module) -> VocosNetwork:
+def vocos() -> VocosNetwork:
     """The full size, with the package's initial values."""
     torch.manual_seed(0)
-    return build(VocosArchitecture(), mel_frames.describe(s3gen)).eval()
+    return build(VocosArchitecture(), MEL).eval().requires_grad_(False)
+
+
+def vocoder(side: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+    """Mel frames (1, 80, T) to samples by a side, and the bytes of its weights."""
+    module = vocos() if side == "Vocos" else hift()
+    weights = sum(p.nbytes for p in module.parameters())
+    if side == "upstream's HiFT":
+        return lambda mel: module.inference(speech_feat=mel)[0], weights
+    section = VocoderSection()
+    if side == "Vocos":
+        engine = VocosVocoder(module, LIMIT, section, CachePolicy())
+    else:
+        engine = Vocoder(module, section, "exact", CachePolicy())
+    engine.prepare()
+    return lambda mel: engine.speak(mel)[0], weights
 
 
 def mel_of(seconds: float) -> torch.Tensor:
@@ -51,36 +73,24 @@ def mel_of(seconds: float) -> torch.Tensor:
     return torch.randn(1, 80, round(FRAMES * seconds), generator=torch.Generator().manual_seed(0))
 
 
-def vocoding(model, mel: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """What is timed."""
-
-    @torch.inference_mode()
-    def run() -> torch.Tensor:
-        torch.manual_seed(0)
-        return model.s3gen.mel2wav.inference(speech_feat=mel)[0]
-
-    return run
-
-
+@torch.inference_mode()
 def times(seconds: float, rounds: int) -> None:
     """Seconds of each side, and their ratio to Vocos round by round."""
-    model = synthetic.build("vc", "full")
+    sides = {side: vocoder(side)[0] for side in SIDES}
     taken: dict[str, list[float]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "vocoder", network_for(model.s3gen))
-        run = vocoding(model, mel_of(seconds))
-        for number in range(rounds):
-            for side in SIDES if number % 2 else SIDES[::-1]:
-                with turbo.optimized(model, config_of(side, f"{folder}/vocoder")):
-                    run()  # a warm-up
-                    start = time.perf_counter()
-                    run()
-                    taken[side].append(time.perf_counter() - start)
+    mel = mel_of(seconds)
+    for run in sides.values():
+        run(mel)
+    for number in range(rounds):
+        for side in SIDES if number % 2 else SIDES[::-1]:
+            start = time.perf_counter()
+            sides[side](mel)
+            taken[side].append(time.perf_counter() - start)
     print(f"{seconds:g} s of speech, {torch.get_num_threads()} threads, {rounds} rounds: median (min to max), to Vocos")
     for side, each in taken.items():
         ratio = statistics.median(a / b for a, b in zip(each, taken["Vocos"], strict=True))
         span = f"{statistics.median(each):.3f} s ({min(each):.3f} to {max(each):.3f})"
-        print(f"| {side} | {span} | {ratio:.1f}x |", flush=True)
+        print(f"| {side} | {span} | {ratio:.1f}x, least to least {min(each) / min(taken['Vocos']):.1f}x |", flush=True)
 
 
 def memory(seconds: float, rounds: int) -> None:
@@ -91,34 +101,27 @@ def memory(seconds: float, rounds: int) -> None:
         print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
 
 
-def side(seconds: float, name: str) -> None:
-    """One side in this process; the peak includes weights that come back from a file while they are read."""
-    model = synthetic.build("vc", "full")
-    with tempfile.TemporaryDirectory() as folder:
-        network = network_for(model.s3gen)
-        write(Path(folder) / "vocoder", network)
-        own = network if name == "Vocos" else model.s3gen.mel2wav
-        weights = sum(p.nbytes for p in own.parameters())
-        del network
-        with turbo.optimized(model, config_of(name, f"{folder}/vocoder")):
-            run = vocoding(model, mel_of(seconds))
-            before = process_memory.resident().now
-            process_memory.reset_peak()
-            run()
-            peak = process_memory.resident().peak - before
+@torch.inference_mode()
+def one_side(seconds: float, name: str) -> None:
+    """One side in this process."""
+    run, weights = vocoder(name)
+    mel = mel_of(seconds)
+    before = process_memory.resident().now
+    process_memory.reset_peak()
+    run(mel)
+    peak = process_memory.resident().peak - before
     print(f"| {name} | {weights / 2**20:.1f} | {peak / 2**20:.0f} |")
 
 
 def stream(seconds: float, rounds: int) -> None:
     """Samples of a stream to those of the whole, by frames held back; initial weights, and some whose blocks count."""
-    model = synthetic.build("vc", "tiny")
     mel = mel_of(seconds)
     tokens = torch.zeros(mel.size(2) // 2, dtype=torch.int64)
     for name, strengthen in (("initial weights", False), ("weights of unit gain", True)):
-        network = network_for(model.s3gen).requires_grad_(False)
+        network = vocos()
         if strengthen:
             unit_gain(network)
-        decoder = VocosDecoder(network, 0.99)
+        decoder = VocosDecoder(network, LIMIT)
         with torch.inference_mode():
             whole = decoder.synthesize(mel)[0]
             for held in (0, 4, 8, 12, 16, 20, 24, 29):
@@ -144,7 +147,7 @@ def unit_gain(network: VocosNetwork) -> None:
 def main(part: str = "time", seconds: str = "8", last: str = "5") -> None:
     """Print one part's table."""
     if part == "side":
-        side(float(seconds), last)
+        one_side(float(seconds), last)
     else:
         {"time": times, "memory": memory, "stream": stream}[part](float(seconds), int(last))
 
