@@ -269,6 +269,16 @@ def test_it_leaves_memory_between_its_phases(english, network, config):
     assert difference(before, snapshot(english)) == []
 
 
+@pytest.mark.skipif(bool(cold.why_not()), reason="pages cannot be let go here")
+def test_a_budget_counts_the_checkpoint_and_not_hift(english, config, checkpoint):
+    budget = {"memory_budget": "20GB"}
+    plain = turbo.inspect(english, {"fidelity": "lossy", "vocoder": {"enabled": True}, **budget}).fit.estimate
+    made = turbo.inspect(english, {**config, **budget}).fit.estimate
+    assert made.parts["vocos"] == (checkpoint / WEIGHTS).stat().st_size
+    assert made.parts["s3gen.mel2wav"] == 0 < plain.parts["s3gen.mel2wav"]
+    assert made.phases["vocoder"].work < plain.phases["vocoder"].work
+
+
 @torch.inference_mode()
 def spoken(model):
     """Samples of ten tokens, without T3."""
