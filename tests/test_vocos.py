@@ -276,7 +276,6 @@ def test_a_budget_counts_the_checkpoint_and_not_hift(english, config, checkpoint
     made = turbo.inspect(english, {**config, **budget}).fit.estimate
     assert made.parts["vocos"] == (checkpoint / WEIGHTS).stat().st_size
     assert made.parts["s3gen.mel2wav"] == 0 < plain.parts["s3gen.mel2wav"]
-    assert made.phases["vocoder"].work < plain.phases["vocoder"].work
 
 
 @torch.inference_mode()
