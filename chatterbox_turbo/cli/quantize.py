@@ -65,7 +65,7 @@ def quantize(
     with screen.step("importing torch"), screen.quiet():
         from .. import api, synthetic
         from ..errors import ModelUnavailableError
-        from ..upstream.quantized_writer import check_destination
+        from ..runtime.loading.new_folder import check_destination
 
     check_destination(destination.absolute())
     family, folder = _source(source, model and model.value)

@@ -119,6 +119,7 @@ class OptimizationConfig(BaseModel):
                 f'attention.kernel is "{self.attention.kernel}" but none of attention.prefill, attention.flow and '
                 'attention.encoder is "sdpa", which it belongs to'
             )
+        self._check_vocoder()
         if self.vram_budget is not None and self.memory_budget is not None:
             raise ValueError("vram_budget and memory_budget are both set: the first is for a GPU, the second for a CPU")
         if self.budget_slots > 1 and self.budget is None:
@@ -141,6 +142,21 @@ class OptimizationConfig(BaseModel):
                     f'set fidelity = "{section.promise}" to allow it, or take it out of {name}'
                 )
         return self
+
+    def _check_vocoder(self) -> None:
+        kind, checkpoint, enabled = self.vocoder.kind, self.vocoder.checkpoint, self.vocoder.enabled
+        if kind == "vocos" and not checkpoint:
+            raise ValueError(
+                'vocoder.kind is "vocos" but vocoder.checkpoint is not set: name a folder or a repository of the hub '
+                "with a vocoder that was trained on this model's mel frames (docs/vocoder.md)"
+            )
+        if kind != "vocos" and checkpoint is not None:
+            raise ValueError(
+                f'vocoder.checkpoint is {brief(checkpoint)} but vocoder.kind is "{kind}", whose weights are the '
+                'model\'s own: set vocoder.kind = "vocos", or drop vocoder.checkpoint'
+            )
+        if kind == "vocos" and enabled is False:
+            raise ValueError('vocoder.enabled is false but vocoder.kind is "vocos": drop one of the two')
 
     def _check_autocast(self) -> None:
         autocast = f'precision.autocast is "{self.precision.autocast}"'

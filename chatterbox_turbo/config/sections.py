@@ -287,11 +287,21 @@ class FlowSection(Section):
 class VocoderSection(Section):
     """Mel frames to samples."""
 
+    kind: Literal["hift", "vocos"] = Field(
+        "hift",
+        description="hift: upstream's vocoder. vocos: another network, with less to compute, of a checkpoint that was "
+        "trained on the model's mel frames (docs/vocoder.md).",
+    )
+    checkpoint: str | None = Field(
+        None, description="Of vocos: a folder with vocoder.json and vocoder.safetensors, or a repository of the hub."
+    )
     graphs: bool = Field(True, description="CUDA graphs around the convolutions, on CUDA, where the ceiling allows it.")
     compile: bool = Field(False, description="torch.compile of the convolutions, where there is a compiler.")
 
     @property
     def promise(self) -> Fidelity:
+        if self.kind == "vocos":
+            return "lossy"
         return "numerical" if self.compile else "exact"
 
 

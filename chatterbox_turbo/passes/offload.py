@@ -59,6 +59,8 @@ class OffloadPass(Pass):
         parts, section, journal = context.parts, context.config.offload, context.journal
         cuda = parts.device.type == "cuda"
         tensors = leaving(parts, keep_first=cuda)
+        if (own := getattr(context.engines.vocoder, "tensors", None)) is not None:
+            tensors["vocoder"] = own  # HiFT's have left for good
         places: dict[str, Place]
         if cuda:
             places = {name: DevicePart(some, parts.device) for name, some in tensors.items()}

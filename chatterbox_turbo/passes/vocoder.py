@@ -1,6 +1,7 @@
 """The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``.
 
-To the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, and compiled code.
+HiFT to the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, and compiled code. Or Vocos
+in its place, from a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from ..config import Fidelity, VocoderSection
 from ..runtime.device.compilation import compiled
 from ..runtime.memory.clearing import CachePolicy
 from ..runtime.s3gen import streamed_vocoder
+from ..runtime.s3gen.streaming import Windows
 from ..runtime.s3gen.vocoder import VocoderWeights, excite, synthesize, synthesize_all
 from ..runtime.s3gen.vocoder_network import Network, decode
 from ..upstream import vocoder_weights
 from ..upstream.prepared import Prepared
+from . import vocos
 from .base import Context, Pass, Switch
 
 
@@ -25,21 +28,29 @@ class VocoderPass(Pass):
     """Computes without upstream's modules, which keep their parametrizations."""
 
     name = "vocoder"
-    summary = "HiFT vocoder: harmonics at once, activations in place; weights folded on GPUs"
+    summary = "HiFT vocoder: harmonics at once, activations in place; weights folded on GPUs; or Vocos in its place"
     replaces = ("s3gen.mel2wav.inference", "s3gen.mel2wav.decode", "s3gen.mel2wav.m_source.l_sin_gen.forward")
     patch_points = (*replaces, "s3gen.hift_inference")
 
     def fidelity(self, context: Context) -> Fidelity:
         section = context.config.vocoder
+        if section.kind == "vocos":
+            return section.promise
         captures = section.graphs and context.config.fidelity != "exact" and context.parts.device.type == "cuda"
         return "numerical" if captures else section.promise
 
     def check(self, context: Context) -> str:
+        if context.config.vocoder.kind == "vocos":
+            return vocos.why_not(context)
         return vocoder_weights.why_not(context.parts.s3gen.mel2wav, context.journal)
 
     def apply(self, context: Context) -> str:
-        module = context.parts.s3gen.mel2wav
-        vocoder = Vocoder(module, context.config.vocoder, context.config.fidelity, context.caches)
+        module, section = context.parts.s3gen.mel2wav, context.config.vocoder
+        vocoder: Vocoder | vocos.VocosVocoder
+        if section.kind == "vocos":
+            vocoder = vocos.put(context)
+        else:
+            vocoder = Vocoder(module, section, context.config.fidelity, context.caches)
         context.journal.record("buffers of the vocoder", vocoder.release)
         remark = vocoder.prepare()
         context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.calls(*args, **kwargs))
@@ -53,7 +64,13 @@ class Vocoder:
     """Mel frames to samples in upstream's terms; ``calls`` are those of upstream's function.
 
     ``ceiling``: below ``numerical`` there are no graphs. ``caches``: what is given back before a call.
+
+    Attributes:
+        reach: mel frames on either side that a sample depends on.
+        windows: how an utterance is cut where its stream does not say.
     """
+
+    reach, windows = streamed_vocoder.SAMPLE_REACH, Windows()
 
     def __init__(self, module: nn.Module, section: VocoderSection, ceiling: Fidelity, caches: CachePolicy):
         self._caches = caches

@@ -143,8 +143,10 @@ def _acoustic(pipeline: Pipeline, utterance: Utterance, windows: Windows | None)
         return stages.in_format(flow(tokens, first, noise))
 
     crop = 0 if stages.crop(2) is None else TOKEN_SAMPLES
-    noise, vocode = seeded(80, NOISE_FRAMES, parts.device, seed + 1), engines.vocoder.streamed(seed + 3)
-    return AcousticStream(mels, vocode, noise, windows, stages.fade(), stages.tail(), flow.skipped, crop)
+    noise, vocoder = seeded(80, NOISE_FRAMES, parts.device, seed + 1), engines.vocoder
+    vocode, windows = vocoder.streamed(seed + 3), windows or vocoder.windows
+    tail, reach = stages.tail(), vocoder.reach
+    return AcousticStream(mels, vocode, noise, windows, stages.fade(), tail, flow.skipped, crop, reach)
 
 
 def warm_up(pipeline: Pipeline) -> None:

@@ -17,6 +17,7 @@ from ..patching import Journal
 from ..runtime.voice.cache import Voice
 from ..runtime.voice.features import MelSpectrogram, speaker_embedding
 from ..runtime.voice.reference_audio import Reference, Resampler, mel_power, resample, trim
+from . import mel_frames
 from .families import Parts
 from .patch_points import GPT2, digest
 from .structure import why_not_plain
@@ -30,7 +31,6 @@ TRIM_DB, OVERLAP_RATE, COVERAGE = 20, 1.3, 0.8  # defaults of VoiceEncoder.embed
 # Module functions whose code is reproduced: no attribute of a model leads to them, so they are no patch points.
 _VOICE_ENCODER = {"melspectrogram": "6ebce801a231", "get_num_wins": "ec3ff9a525dc", "get_frame_step": "f844881b30fb"}
 _STFT = "52c63aaa6bd6"
-_MEL = "93afd03b4a17"
 _ENCODER_SETTINGS = {"preemphasis": 0.0, "mel_power": 2.0, "mel_type": "amp", "normalized_mels": False}
 
 
@@ -80,9 +80,9 @@ def reproduced_names(parts: Parts) -> list[tuple[Any, str]]:
 
 def mel_spectrogram(extractor: Any) -> MelSpectrogram | None:
     """Upstream's mel spectrogram of 24 kHz audio with its default arguments, or ``None`` for an unknown one."""
-    if digest(extractor) != _MEL:
+    defaults = mel_frames.defaults(extractor)
+    if defaults is None:
         return None
-    defaults = {name: p.default for name, p in inspect.signature(extractor).parameters.items()}
     basis = _names(extractor)["librosa_mel_fn"](
         sr=defaults["sampling_rate"],
         n_fft=defaults["n_fft"],
@@ -90,7 +90,9 @@ def mel_spectrogram(extractor: Any) -> MelSpectrogram | None:
         fmin=defaults["fmin"],
         fmax=defaults["fmax"],
     )
-    return MelSpectrogram(basis, defaults["n_fft"], defaults["hop_size"])
+    made = MelSpectrogram(basis, defaults["n_fft"], defaults["hop_size"])
+    made.__wrapped__ = extractor  # who asks which mel frames these are finds upstream's function
+    return made
 
 
 def log_mels(s3gen: Any, samples: Tensor) -> Tensor:

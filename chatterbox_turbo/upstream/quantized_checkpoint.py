@@ -6,7 +6,6 @@ for. T3's file is its ``state_dict`` with ``QuantizedLinear`` layers in place; e
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import LONG, ModelUnavailableError, brief
 from ..runtime.device.quantized import SCHEMES
 from ..runtime.loading.construction import misfit
+from ..runtime.loading.digest import digest
 from ..runtime.loading.mapped_files import MappedFiles
 from ..runtime.quantization import backend_on, by_device
 from . import t3_quantization
@@ -30,7 +30,7 @@ NAME = "chatterbox_turbo.json"
 FORMAT, VERSION = "chatterbox-turbo quantized checkpoint", 1
 AGAIN = "Copy the folder again as a whole, or make it again with `chatterbox-turbo quantize`."
 _TENSOR = "tensor"  # what stands for one among the entries of a voice
-_READERS, _BLOCK = 4, 2**22  # files that are digested at once, bytes of each at a time
+_READERS = 4  # files that are digested at once
 # ends of names that other tools' quantized weights have: bitsandbytes, GPTQ and AWQ, compressed-tensors and fp8
 _FOREIGN = (
     ".absmax",
@@ -162,15 +162,6 @@ def entries_of(voice: Mapping[str, Mapping[str, Any]], path: Path) -> tuple[dict
             )
     tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {name: _TENSOR if name in tensors else value for name, value in flat.items()}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read block by block."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
 
 
 def check_foreign(tensors: Mapping[str, Tensor], path: Path) -> None:

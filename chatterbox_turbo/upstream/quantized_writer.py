@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from ..errors import LONG, InvalidRequestError, ModelUnavailableError, TurboError, brief
 from ..patching import Journal
 from ..runtime.device.rounding import forms, quantize
-from ..runtime.loading.new_folder import new_folder, remove_unfinished
+from ..runtime.loading.digest import digest
+from ..runtime.loading.new_folder import check_destination, new_folder, remove_unfinished
 from ..runtime.loading.tensor_file import Form, TensorFile, form_bytes, form_of
 from . import t3_quantization, t3_weights
-from .quantized_checkpoint import NAME, QuantizedCheckpoint, digest, entries_of
+from .quantized_checkpoint import NAME, QuantizedCheckpoint, entries_of
 from .survey import Surveyed
 from .t3_quantization import weight_of
 
@@ -46,18 +46,6 @@ class Wanted:
     choose: Callable[[nn.Module], Sequence[Sequence[t3_weights.Site]]]
     options: dict[str, Any]
     written_by: dict[str, str]
-
-
-def check_destination(destination: Path) -> None:
-    """Raise ``InvalidRequestError`` where no folder can be made."""
-    if os.path.lexists(destination):
-        raise InvalidRequestError(
-            f"{brief(str(destination), LONG)} exists already.",
-            "Nothing is overwritten.",
-            "Name a folder that does not.",
-        )
-    if not destination.parent.is_dir():
-        raise InvalidRequestError(f"There is no folder {brief(str(destination.parent), LONG)}.", "", "Make it first.")
 
 
 def write(source: Surveyed, destination: Path, wanted: Wanted, progress: Progress) -> QuantizedCheckpoint:

@@ -61,8 +61,13 @@ def read(vocoder: nn.Module, fold: bool) -> VocoderWeights:
         window=vocoder.stft_window.to(vocoder.conv_pre.bias.device),
         n_fft=vocoder.istft_params["n_fft"],
         hop=vocoder.istft_params["hop_len"],
-        limit=vocoder.audio_limit,
+        limit=limit_of(vocoder),
     )
+
+
+def limit_of(vocoder: nn.Module) -> float:
+    """The largest absolute sample that it gives."""
+    return vocoder.audio_limit
 
 
 def why_not(vocoder: nn.Module, journal: Journal) -> str:

@@ -14,12 +14,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import InvalidRequestError
+from ...errors import LONG, InvalidRequestError, brief
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+def check_destination(destination: Path) -> None:
+    """Raise ``InvalidRequestError`` where no folder can be made."""
+    if os.path.lexists(destination):
+        raise InvalidRequestError(
+            f"{brief(str(destination), LONG)} exists already.",
+            "Nothing is overwritten.",
+            "Name a folder that does not.",
+        )
+    if not destination.parent.is_dir():
+        raise InvalidRequestError(f"There is no folder {brief(str(destination.parent), LONG)}.", "", "Make it first.")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Windows:
         look_ahead: tokens behind them, which must have come; 3 is what the encoder's convolution sees.
         seen: tokens behind them that a window has if they have come by then, where that is more.
         held: mel frames that are rendered and held back, because what comes behind them is missing; a vocoder window
-            begins that much further back too, or by ``SAMPLE_REACH``.
+            begins that much further back too, or by what the vocoder reaches.
         faded: how many of them are cross-faded with those of the next window.
 
     Raises:
@@ -96,6 +96,7 @@ class AcousticStream:
         tail: (k,) int64 tokens that follow the last one (Turbo's silence).
         skipped: mel frames at the beginning that one call gives up (``FlowWindows.skipped``).
         crop: samples that are cut off at the end.
+        reach: mel frames on either side that a sample of ``vocode`` depends on.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class AcousticStream:
         tail: Tensor | None = None,
         skipped: int = 0,
         crop: int = 0,
+        reach: int = SAMPLE_REACH,
     ):
         self.windows = windows or Windows()
         if crop > self.windows.held * SAMPLES_PER_FRAME:
@@ -117,7 +119,7 @@ class AcousticStream:
                 f"Choose held of {-(-crop // SAMPLES_PER_FRAME)} or more.",
             )
         self._mels, self._vocode, self._noise = mels, vocode, noise
-        self._fade, self._tail, self._crop = fade, tail, crop
+        self._fade, self._tail, self._crop, self._reach = fade, tail, crop, reach
         self._tokens = torch.empty(0, dtype=torch.int64)
         self._first_token = 0  # number of the first one that is kept
         self._solved = 0  # tokens whose frames are in the sequence
@@ -216,7 +218,7 @@ class AcousticStream:
         shown = min(end + self.windows.held, FRAMES_PER_TOKEN * (solved + ahead))
         kept = mel if self._frames is None else torch.cat([self._frames, mel], dim=2)
         kept = kept[..., : shown - self._first_frame]
-        begin = max(self._first_frame, self._given - max(self.windows.held, SAMPLE_REACH))
+        begin = max(self._first_frame, self._given - max(self.windows.held, self._reach))
         known = min(self._known, self._first_frame + kept.size(2)) - begin
         samples = self._vocode(kept[..., begin - self._first_frame :], begin, known)
         samples = self._join(samples[(self._given - begin) * SAMPLES_PER_FRAME :])
@@ -227,7 +229,7 @@ class AcousticStream:
         self._rest = None if last else samples[cut : cut + self.windows.faded * SAMPLES_PER_FRAME]
         self._given, self._known = given, max(given, end - PITCH_REACH)
         self._solved, self._number = solved, self._number + 1
-        keep_from = max(self._first_frame, given - max(self.windows.held, SAMPLE_REACH))
+        keep_from = max(self._first_frame, given - max(self.windows.held, self._reach))
         self._frames = kept[..., keep_from - self._first_frame : end - self._first_frame].clone()
         self._first_frame = keep_from
         self._forget_tokens()
