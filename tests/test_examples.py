@@ -42,6 +42,7 @@ def test_the_example_names_every_option():
     del data["watermark"]["detect"], data["fidelity"], data["vram_budget"]  # a model has one budget
     assert sorted(unnamed(data)) == ["fidelity", "vram_budget", "watermark.detect"]
     assert resolve(TURBO_TOML).sections()
+    data["vocoder"]["kind"] = "vocos"  # whose checkpoint it is
     assert OptimizationConfig(**{**data, "fidelity": "lossy"}).flow.steps == 5  # and those values are valid
 
 

@@ -126,6 +126,7 @@ def test_another_architecture_than_the_weights_is_refused(folder):
         (lambda c: c["architecture"].update(hop=256), "256 samples of a mel frame, and one frame is 480"),
         (lambda c: c["architecture"].update(n_fft=480), "do not overlap evenly"),
         (lambda c: c["architecture"].update(layers=0), "layers is 0"),
+        (lambda c: c["architecture"].update(layers=257), "layers is 257, expected: 1 to 256"),
         (lambda c: c["architecture"].update(dim=10**9), "dim is 1,000,000,000"),
         (lambda c: c["architecture"].update(dim="512"), "dim is '512', expected: int"),
         (lambda c: c["mel"].update(centre=1), "centre is 1, expected: bool"),
@@ -165,7 +166,7 @@ class Code:
     """What runs where somebody unpickles it."""
 
     def __reduce__(self):
-        return setattr, (builtins, "was_run", True)
+        return exec, ("import builtins; builtins.was_run = True",)
 
 
 def test_no_code_of_a_checkpoint_is_run(folder):

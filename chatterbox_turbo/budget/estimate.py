@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..passes import Context
+from ..passes import Context, vocos
 from ..passes.decoding import wants_static
 from ..passes.offload import leaving
 from ..passes.precision import PrecisionPass
@@ -92,6 +92,11 @@ def estimate(context: Context) -> Estimate:
         name: sum(after.get(id(t), _size(t)) for t in _own(module) if t.device.type == device.type)
         for name, module in parts.modules().items()
     }
+    if (own := vocos.planned(context)) is not None:
+        if not vocos.why_hift_stays(context):
+            cuda = device.type == "cuda"
+            present["s3gen.mel2wav"] -= sum(_moved(tensor, after, cuda) for tensor in vocos.hift_tensors(context))
+        present["vocos"] = own.bytes
     tokens, slots = config.decoding.max_new_tokens or sizes.LONGEST, config.budget_slots
     always = {
         "copies": _copies(context),
@@ -164,6 +169,8 @@ def _away(context: Context, after: dict[int, int]) -> dict[str, int]:
         phase: sum(_moved(t, after, cuda) for t in tensors)
         for phase, tensors in leaving(context.parts, keep_first=cuda).items()
     }
+    if (own := vocos.planned(context)) is not None:
+        leaves["vocoder"] = own.bytes
     speaking = sum(leaves.get(name, 0) for name in SPEAKING)
     if mode != "sequential":  # adaptive begins as idle
         return {name: 0 if own == VOICE else leaves.get(VOICE, 0) for name, own in PHASES.items()}
@@ -184,7 +191,8 @@ def _copies(context: Context) -> int:
     if "flow" in context.planned:  # the first convolution is split in two
         first = flow_weights.estimator_of(parts.s3gen).down_blocks[0][0]
         total += sum(_size(conv.weight) for conv in (first.block1.block[0], first.res_conv))
-    if "vocoder" in context.planned and parts.device.type != "cpu":  # weight normalization is folded
+    hift = "vocoder" in context.planned and vocos.planned(context) is None
+    if hift and parts.device.type != "cpu":  # weight normalization is folded
         named = parts.s3gen.mel2wav.named_parameters()
         total += sum(_size(weight) for name, weight in named if name.endswith("parametrizations.weight.original1"))
     if "watermark" in context.planned and context.config.watermark.device == "model":

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from ..passes import Context
+from ..passes import Context, vocos
 from ..passes.flow import CPU_BATCH_FRAMES, CUDA_BATCH_FRAMES, FRAMES_PER_TOKEN
 from ..passes.precision import PrecisionPass
 from ..runtime.cpu.onednn import onednn_is_faster
+from ..runtime.s3gen.vocos_network import VocosArchitecture
 from ..runtime.t3.backbone import PREFILL_POSITIONS
 from ..upstream import sizes
 from ..upstream.families import Parts
@@ -25,7 +26,8 @@ ELSEWHERE = 9
 VOICE_SHARE = 0.25  # of the encoders' weights: what ten seconds of a voice take beside them
 MARKED = 370 * 10**3  # bytes for a speech token, PerTh's spectra
 UPSTREAM = 2.5  # times the scores: upstream's encoder pads, copies and shifts them
-FLOW_GRAPH, VOCODER_GRAPH = 2048, 512  # frames of the longest that get a CUDA graph (flow_solver, vocoder_network)
+# frames of the longest that get a CUDA graph (flow_solver, vocoder_network, vocos_vocoder)
+FLOW_GRAPH, VOCODER_GRAPH, VOCOS_GRAPH = 2048, 512, 1024
 
 
 def by_phase(context: Context, tokens: int, slots: int) -> dict[str, int]:
@@ -46,7 +48,9 @@ def graph_pools(context: Context, tokens: int) -> int:
     flow = sizes.of_flow(context.parts)
     if "flow" in context.planned and config.flow.graphs:
         total += _estimator(flow, min(flow.prompt + FRAMES_PER_TOKEN * tokens, FLOW_GRAPH), 1, _flow_width(context))
-    if "vocoder" in context.planned and config.vocoder.graphs and config.fidelity != "exact":
+    if (own := vocos.planned(context)) is not None and config.vocoder.graphs:
+        total += _vocos(own.architecture, min(FRAMES_PER_TOKEN * tokens, VOCOS_GRAPH))
+    elif "vocoder" in context.planned and config.vocoder.graphs and config.fidelity != "exact":
         shape = sizes.of_vocoder(context.parts.s3gen.mel2wav)
         total += ELSEWHERE * _activation(shape, min(FRAMES_PER_TOKEN * tokens, VOCODER_GRAPH))
     if "decoding" in context.planned and config.decoding.graphs and context.parts.t3 is not None:
@@ -112,14 +116,21 @@ def _estimator(shape: FlowSizes, frames: int, utterances: int, width: int) -> in
 
 def _vocoder(context: Context, tokens: int, slots: int) -> int:
     """On a GPU in batches of ``flow.batch_frames``, elsewhere likewise."""
+    if (own := vocos.planned(context)) is not None:
+        return _vocos(own.architecture, _frames_at_once(context, tokens, slots))
     shape, kind = sizes.of_vocoder(context.parts.s3gen.mel2wav), context.parts.device.type
     count = ACTIVATIONS.get(kind, ELSEWHERE)
     return count * _activation(shape, _frames_at_once(context, tokens, slots)) - kept(context, tokens, slots)
 
 
+def _vocos(size: VocosArchitecture, frames: int) -> int:
+    """The hidden states of a block before and behind their activation, or the spectra and windows (not measured)."""
+    return frames * FLOAT * max(4 * size.dim + 2 * size.intermediate_dim, 6 * size.n_fft)
+
+
 def kept(context: Context, tokens: int, slots: int) -> int:
     """Bytes that stay in the process after the first vocoder."""
-    if context.parts.device.type != "cpu":
+    if context.parts.device.type != "cpu" or vocos.planned(context) is not None:
         return 0
     shape = sizes.of_vocoder(context.parts.s3gen.mel2wav)
     largest = max(rate * channels for rate, channels in shape.levels)

@@ -77,6 +77,12 @@ def hift_tensors(context: Context) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in every if tensor is not first}.values())
 
 
+def planned(context: Context) -> VocosCheckpoint | None:
+    """The checkpoint's description where the plan has Vocos in HiFT's place, else ``None``."""
+    wanted = context.config.vocoder.kind == "vocos" and "vocoder" in context.planned
+    return described(context.config.vocoder)[1] if wanted else None
+
+
 def why_hift_stays(context: Context) -> str:
     """Why HiFT's weights cannot leave the memory of this device; empty where they can."""
     device = context.parts.device
@@ -121,7 +127,8 @@ class VocosVocoder:
         self._network, self._limit, self._figures = network, limit, figures
         self._section, self._caches = section, caches
         self.reach = network.architecture.reach
-        self.windows = Windows(held=self.reach)
+        # what lies beyond two thirds of the reach is 89 dB below, or less (docs/vocoder.md)
+        self.windows = Windows(held=-(-2 * self.reach // 3))
         self.prepared: Prepared[VocosDecoder] = Prepared(
             lambda: (network,), self._make, lambda decoder: decoder.release()
         )

@@ -18,7 +18,8 @@ def defaults(extractor: Any) -> dict[str, Any] | None:
     """Upstream's default arguments of its mel spectrogram by name, or ``None`` where its code is not a known one."""
     if digest(extractor) != _CODE:
         return None
-    return {name: parameter.default for name, parameter in inspect.signature(extractor).parameters.items()}
+    parameters = inspect.signature(inspect.unwrap(extractor)).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 def describe(s3gen: nn.Module) -> MelDescription | None:

@@ -30,7 +30,7 @@ AGAIN = "Copy the folder again as a whole, or make the checkpoint again."
 CONVERT = "This package reads safetensors beside a description, and no pickle."
 _WINDOW = "head.istft.window"  # follows from the architecture
 _FOREIGN = ("pytorch_model.bin", "config.yaml", "model.safetensors")  # of the package's own checkpoints, and others'
-_LARGEST = 65536  # of any number of an architecture
+_LARGEST, _DEEPEST = 65536, 256  # of any number of an architecture, and of its layers
 
 D = TypeVar("D", MelDescription, VocosArchitecture)
 
@@ -236,8 +236,9 @@ def _check_architecture(checkpoint: VocosCheckpoint) -> None:
     size, mel = checkpoint.architecture, checkpoint.mel
     numbers = {**{name: value for name, value in vars(size).items() if name != "padding"}, "bands": mel.bands}
     for name, value in numbers.items():
-        if not 1 <= value <= _LARGEST:
-            raise ValueError(f"{name} is {value:,}, expected: 1 to {_LARGEST:,}")
+        most = _DEEPEST if name == "layers" else _LARGEST
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is {value:,}, expected: 1 to {most:,}")
     if size.padding != "same":
         raise ValueError(f'padding is {brief(size.padding)}, expected "same", which gives hop samples for each frame')
     if size.hop != mel.hop:

@@ -138,9 +138,10 @@ def why_not_installed() -> str:
 
 def _package() -> tuple[Any, Any]:
     try:
+        import_module("vocos")
         return import_module("vocos.models"), import_module("vocos.heads")
     except Exception as error:  # it imports torchaudio and encodec, which fail in their own ways
-        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "vocos"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "vocos"
         raise ModelUnavailableError(
             "The package vocos is not installed." if missing else f"The package vocos fails ({describe(error)}).",
             "Its layers are what a Vocos vocoder is made of.",
