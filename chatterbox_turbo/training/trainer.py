@@ -68,8 +68,8 @@ def train(
 ) -> TrainingResult:
     """Train a Vocos, or go on with the run in a folder.
 
-    On one CPU with the same number of threads the weights are the same to the bit however often the run was killed. Under
-    ``accelerate launch`` (or torchrun) several processes share each batch.
+    On one CPU with the same number of threads the weights are the same to the bit however often the run was killed.
+    Under ``accelerate launch`` (or torchrun) several processes share each batch.
 
     Args:
         folder: of the run; made where it is missing (``state`` has what is in it).
