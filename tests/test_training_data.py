@@ -65,7 +65,7 @@ def test_a_folder_without_recordings(tmp_path, names, why):
 
 
 def test_files_of_no_use_are_left_out_with_the_reason(tmp_path):
-    write_recordings(tmp_path, 1)
+    write_recordings(tmp_path, 2)
     soundfile.write(tmp_path / "low.wav", voiced(1, 8000), 8000)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 24000)
     soundfile.write(tmp_path / "silent.flac", np.zeros(24000, np.float32), 24000)
@@ -75,7 +75,7 @@ def test_files_of_no_use_are_left_out_with_the_reason(tmp_path):
     every = segments(tmp_path)
     for number in range(40):
         segment = every.segment(number)
-        assert segment.name == "0.wav"
+        assert segment.name in ("0.wav", "1.wav")
         told |= segment.left_out
     expected = {"low": "8000 Hz", "empty": "no samples", "silent": "silent at 4 places", "nan": "not finite",
                 "text": "cannot be decoded"}  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,16 +105,16 @@ def train(
         save_every=save_every,
     )
     device = options.device_named(device)
+    wanted = None if teacher is None else _teacher(teacher, model.value, size, device)
     with _stopping() as stopping:
         recordings = _recordings(screen, audio, output)
-        if teacher is None:
+        if wanted is None:
             source = _recorded(recordings, settings, mel[1])
         else:
-            wanted = _teacher(teacher, model.value, size, device)
             source = _taught(screen, recordings, output, teacher_items, wanted, settings, mel[1], stopping)
         if source is None:
             raise typer.Abort
-        data = {"audio": str(audio.resolve()), "files": len(recordings.names), "teacher": teacher and f"{wanted}"}
+        data = {"audio": str(audio.resolve()), "files": len(recordings.names), "teacher": wanted and _identity(wanted)}
         with progress_bar(screen, "training", steps) as told, screen.quiet(bars=True):
 
             def tell(now: Progress) -> None:
@@ -124,6 +124,7 @@ def train(
                 output, source, settings, mel, data=data, device=device, workers=workers,
                 progress=tell, note=screen.note, stopping=stopping,
             )  # fmt: skip
+    screen.print(f"{result.step:,} steps on {source.describe()}")
     _tell(screen, result, output)
 
 
@@ -150,7 +151,6 @@ def _recordings(screen: Screen, audio: Path, output: Path) -> Recordings:
         return Recordings(audio, tuple(read_json(known)["names"]))
     with screen.step("looking for recordings"):
         found = find(audio)
-    screen.note(f"{len(found.names):,} recordings")
     with full_disk("begin"):
         output.mkdir(parents=True, exist_ok=True)
         # in somebody else's folder nothing is written: ``train`` refuses it
@@ -173,6 +173,11 @@ def _teacher(teacher: str, family: str, size: SizeName | None, device: str) -> W
     return Wanted(family, device, options.size_for(size, folder), None, folder is None, folder, False)
 
 
+def _identity(wanted: Wanted) -> str:
+    """Which teacher it is, wherever it runs."""
+    return f"{wanted.family}, {wanted.checkpoint.resolve() if wanted.checkpoint else f'synthetic {wanted.size}'}"
+
+
 def _taught(
     screen: Screen,
     recordings: Recordings,
@@ -188,13 +193,12 @@ def _taught(
     from ..training.teacher import TeacherData
 
     data = TeacherData(output / "teacher", recordings, items, settings.seed, mel.sample_rate, mel.hop)
-    identity = f"{wanted.family}, {wanted.checkpoint or f'synthetic {wanted.size}'}"
     if not data.complete():
         teacher = load_model(screen, wanted).model
         with screen.step("preparing the teacher"), screen.quiet():
             apply(teacher)
         with progress_bar(screen, "teacher", items) as told, screen.quiet(bars=True):
-            if not data.make(teacher, identity, told, stopping):
+            if not data.make(teacher, _identity(wanted), told, stopping):
                 return None
     return data.segments(settings.seed, settings.frames, int(HELD_SECONDS * mel.sample_rate) // mel.hop)
 
@@ -248,6 +252,8 @@ def evaluate(
     """
     screen = options.screen_of(context)
     with screen.step("importing torch"), screen.quiet():
+        import torch
+
         from ..measure import vocoders
         from ..runtime.s3gen import vocos_checkpoint
         from ..training.recordings import find
@@ -255,8 +261,10 @@ def evaluate(
         from ..upstream.families import identify
         from ..upstream.mel_function import mel_function
 
+        mel = mel_function()[1]
     recordings = find(audio)
-    described = None if vocoder is None else vocos_checkpoint.read_description(vocoder)
+    if vocoder is not None:
+        vocos_checkpoint.check_mel(vocos_checkpoint.read_description(vocoder), mel, vocoder)
     wanted = Wanted(
         model.value,
         options.device_named(device),
@@ -267,15 +275,14 @@ def evaluate(
         False,
     )
     loaded = load_model(screen, wanted)
-    parts, mel = identify(loaded.model), mel_function()[1]
-    if described is not None:
-        vocos_checkpoint.check_mel(described, mel, vocoder)
+    parts = identify(loaded.model)
     samples, left_out = chosen(recordings, count, int(seconds * mel.sample_rate), mel.sample_rate, mel.hop)
     for name, reason in left_out.items():
         screen.note(f"left out: {name}: {reason}")
     network = None if vocoder is None else vocos_checkpoint.load(vocoder, parts.device)
     rows = vocoders.vocoders(parts, network, mel)
-    with progress_bar(screen, "evaluating", len(samples)) as told, screen.quiet(bars=True), _seeded(seed):
+    with progress_bar(screen, "evaluating", len(samples)) as told, screen.quiet(bars=True):
+        torch.manual_seed(seed)  # HiFT draws random numbers
         result = vocoders.evaluate(
             parts, samples, rows, mel, progress=lambda done: told(done, f"{done} of {len(samples)} recordings")
         )
@@ -314,13 +321,3 @@ def _write(screen: Screen, output: Path, heard: list[dict[str, Any]], rate: int,
     except ImportError:
         screen.note('no picture: pip install "chatterbox-turbo[plot]"')
     screen.print(f"written to {output}")
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """HiFT draws random numbers."""
-    import torch
-
-    with torch.random.fork_rng() if torch.cuda.is_available() else nullcontext():
-        torch.manual_seed(seed)
-        yield

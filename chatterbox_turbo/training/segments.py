@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import TrainingError
+from ..errors import TrainingError, TurboError
 from .recordings import QUIETEST, Recordings, Unusable
 
 PLACES, FILES = 4, 200  # tries in a file for one that is not silent, and files for one segment
@@ -189,7 +189,14 @@ class Batches(Dataset):
         self._source, self._batch = source, batch
         self._rows = range(process, batch, processes)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | TurboError:
+        """An error is returned: one that a worker raises arrives with its traceback as its message."""
+        try:
+            return self._batch_of(step)
+        except TurboError as error:
+            return error
+
+    def _batch_of(self, step: int) -> Batch:
         segments = [self._source.segment(step * self._batch + row) for row in self._rows]
         mels = [segment.mel for segment in segments]
         left_out = {name: reason for segment in segments for name, reason in segment.left_out.items()}
@@ -202,7 +209,11 @@ class Batches(Dataset):
 
 
 def batches(dataset: Batches, start: int, end: int, workers: int) -> Iterator[Batch]:
-    """The batches of steps ``start`` to ``end``, prepared ahead by ``workers`` processes, two each."""
+    """The batches of steps ``start`` to ``end``, prepared ahead by ``workers`` processes, two each.
+
+    Raises:
+        TurboError: as the source's ``segment``.
+    """
     from torch.utils.data import DataLoader
 
     options = {"prefetch_factor": 2, "persistent_workers": False} if workers else {}
@@ -211,4 +222,7 @@ def batches(dataset: Batches, start: int, end: int, workers: int) -> Iterator[Ba
     loader = DataLoader(
         dataset, batch_size=None, sampler=range(start, end), num_workers=workers, generator=generator, **options
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, TurboError):
+            raise batch
+        yield batch

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidRequestError, ModelUnavailableError
+from ..errors import InvalidRequestError, ModelUnavailableError, TrainingError
 from ..runtime.s3gen.vocos_network import MelDescription, build
 from . import picture
+from .networks import package
 from .segments import Batch, Batches, Source, batches
 from .settings import TrainingSettings
 from .state import History, RunFolder
@@ -85,7 +86,9 @@ def train(
         InvalidRequestError: the batch cannot be shared by so many processes.
     """
     function, description = mel
-    accelerator = _accelerator(settings.precision, device)
+    for name in ("discriminators", "loss"):  # before anything is written
+        package(name)
+    accelerator, own = _accelerator(settings.precision, device)
     try:
         if settings.batch % accelerator.num_processes:
             raise InvalidRequestError(
@@ -96,7 +99,8 @@ def train(
         run = _Run(RunFolder(folder), source, settings, function, description, accelerator, progress, note)
         return run.go(data or {}, workers, stopping)
     finally:
-        _forget(accelerator)
+        if own:
+            _forget(accelerator)
 
 
 class _Run:
@@ -149,7 +153,11 @@ class _Run:
         for batch in batches(dataset, step, settings.steps, workers):
             mel, samples = self._ready(batch)
             seconds = {"data": time.perf_counter() - began}
-            losses, halves = training.step(step, mel, samples)
+            try:
+                losses, halves = training.step(step, mel, samples)
+            except TrainingError as error:
+                some = ", ".join(dict.fromkeys(batch.names))
+                raise TrainingError(error.what, f"Its segments are of {some}. {error.why}", error.remedy) from error
             seconds |= halves
             step, count = step + 1, count + 1
             total = {part: total[part] + seconds[part] for part in total}
@@ -223,16 +231,19 @@ class _Run:
         return bool(self.accelerator.reduce(flag, "sum").item())
 
 
-def _accelerator(precision: str, device: str) -> Any:
+def _accelerator(precision: str, device: str) -> tuple[Any, bool]:
+    """An ``Accelerator``, and whether this process had none before."""
     try:
         from accelerate import Accelerator
+        from accelerate.state import is_initialized
     except ImportError as error:
         raise ModelUnavailableError(
             "The package accelerate is not installed.", "Training runs on it.", f"Run: {INSTALL}"
         ) from error
+    own = not is_initialized()
     try:
-        return Accelerator(mixed_precision=precision, cpu=device == "cpu")
-    except ValueError as error:  # fp16 where there is no GPU
+        return Accelerator(mixed_precision=precision, cpu=device == "cpu"), own
+    except ValueError as error:  # fp16 where there is no GPU, or another precision than the process has already
         raise InvalidRequestError(f"precision {precision!r} is not to be had on {device}: {error}.") from error
 
 

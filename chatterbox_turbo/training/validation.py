@@ -47,7 +47,7 @@ def write_samples(folder: RunFolder, step: int, segments: Sequence[Segment], mad
     with full_disk("write samples"):
         for name, every in (("recording", [s.samples for s in segments]), (name_of(step), made)):
             target = folder.path / "samples" / name
-            if name == "recording" and target.is_dir():
+            if name == "recording" and all((target / f"{n}.wav").exists() for n in range(len(every[:HEARD]))):
                 continue
             target.mkdir(parents=True, exist_ok=True)
             for number, samples in enumerate(every[:HEARD]):
