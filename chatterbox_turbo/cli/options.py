@@ -57,6 +57,9 @@ Voice = Annotated[
     Path | None, typer.Option("--voice", exists=True, dir_okay=False, help="Recording of the reference voice.")
 ]
 Language = Annotated[str, typer.Option("--language", help="Code of the language (multilingual).")]
+Audio = Annotated[
+    Path, typer.Option("--audio", exists=True, file_okay=False, help="Folder of recordings; whatever soundfile reads.")
+]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to a file, or to stdout: -")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
