@@ -102,12 +102,12 @@ def test_griffin_lim_lies_where_the_recording_does():
 @pytest.mark.parametrize("model", ["english", "vc"], indirect=True)
 def test_vocoders_side_by_side(model, checkpoint):
     parts, network = identify(model), vocos_checkpoint.load(checkpoint)
-    samples = [voiced(1.0, pitch=110.0), voiced(1.0, pitch=170.0)]
+    samples = [voiced(2.0, pitch=110.0), voiced(2.0, pitch=170.0)]
     rows = vocoders.vocoders(parts, network, MEL)
     assert list(rows) == ["HiFT", "Vocos", "Griffin-Lim"]
     done = []
     result = vocoders.evaluate(parts, samples, rows, MEL, keep=1, progress=done.append)
-    assert done == [1, 2] and (result.count, result.seconds) == (2, 2.0) and len(result.heard) == 1
+    assert done == [1, 2] and (result.count, result.seconds) == (2, 4.0) and len(result.heard) == 1
     assert list(result.figures) == ["recording", *rows]
     own = result.figures["recording"]
     assert own["log-mel distance"] == 0 and own["watermark found"] == 0 and "seconds a second" not in own
@@ -214,6 +214,7 @@ def test_distillation_by_the_command(audio, tmp_path, capsys):
     arguments = ["vocoder", "train", "--audio", str(audio), "-o", str(tmp_path / "run"), *SMALL, *QUICK]
     arguments += ["--steps", "1", "--teacher", "synthetic", "--teacher-items", "2", "--model", "vc"]
     assert main(arguments) == 0, capsys.readouterr().err
+    assert "teacher: 2 items of 2" in capsys.readouterr().err
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     described = vocos_checkpoint.read_description(checkpoint)
     assert described.training["data"] == "1 utterances of vc, synthetic tiny"

@@ -241,9 +241,13 @@ def _accelerator(precision: str, device: str) -> tuple[Any, bool]:
             "The package accelerate is not installed.", "Training runs on it.", f"Run: {INSTALL}"
         ) from error
     own = not is_initialized()
+    if precision == "fp16" and device == "cpu":
+        raise InvalidRequestError(
+            "precision is fp16, and the device a CPU.", "Its gradients need a GPU's scaling.", "Use no or bf16."
+        )
     try:
         return Accelerator(mixed_precision=precision, cpu=device == "cpu"), own
-    except ValueError as error:  # fp16 where there is no GPU, or another precision than the process has already
+    except ValueError as error:  # another precision than the process has already
         raise InvalidRequestError(f"precision {precision!r} is not to be had on {device}: {error}.") from error
 
 
