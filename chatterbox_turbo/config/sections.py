@@ -289,7 +289,7 @@ class VocoderSection(Section):
 
     kind: Literal["hift", "vocos"] = Field(
         "hift",
-        description="hift: upstream's vocoder. vocos: another network, several times faster, of a checkpoint that was "
+        description="hift: upstream's vocoder. vocos: another network, with less to compute, of a checkpoint that was "
         "trained on the model's mel frames (docs/vocoder.md).",
     )
     checkpoint: str | None = Field(
