@@ -80,6 +80,10 @@ class ModelUnavailableError(TurboError):
     """A checkpoint is neither cached nor downloadable, is damaged or does not fit, or upstream cannot be imported."""
 
 
+class TrainingError(TurboError, RuntimeError):
+    """A vocoder's training cannot begin, go on or be resumed: nothing to hear, no space left, a loss that is none."""
+
+
 class SpeechTruncatedWarning(UserWarning):
     """Speech was cut at ``max_new_tokens`` before the model ended it."""
 

@@ -64,6 +64,9 @@ VoiceFolder = Annotated[
     Path | None, typer.Option("--voice-folder", file_okay=False, help="Of named voices (see voices).")
 ]
 Language = Annotated[str, typer.Option("--language", help="Code of the language (multilingual).")]
+Audio = Annotated[
+    Path, typer.Option("--audio", exists=True, file_okay=False, help="Folder of recordings; whatever soundfile reads.")
+]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to a file, or to stdout: -")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

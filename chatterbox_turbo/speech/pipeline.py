@@ -172,6 +172,11 @@ class Pipeline:
     @torch.inference_mode()
     def sound(self, utterances: Sequence[Utterance]) -> list[Tensor]:
         """Samples (1, m) of several utterances with tokens, not marked yet."""
+        return [self.stages.faded(samples) for _, samples in self.acoustics(utterances)]
+
+    @torch.inference_mode()
+    def acoustics(self, utterances: Sequence[Utterance]) -> list[tuple[Tensor, Tensor]]:
+        """Mel frames (1, 80, T) and what the vocoder makes of them, (1, 480 T): neither faded in nor marked."""
         flow, vocoder, stages = self.engines.flow, self.engines.vocoder, self.stages
         if len(utterances) == 1 or not self._together:
             return [self._alone(utterance) for utterance in utterances]
@@ -185,12 +190,12 @@ class Pipeline:
         for utterance, mel in zip(utterances, mels, strict=True):
             with utterance.draws.own():
                 sources.append(vocoder.source(mel))
-        return [stages.faded(samples) for samples in vocoder.speak_all(mels, sources)]
+        return list(zip(mels, vocoder.speak_all(mels, sources), strict=True))
 
-    def _alone(self, utterance: Utterance) -> Tensor:
+    def _alone(self, utterance: Utterance) -> tuple[Tensor, Tensor]:
         with utterance.draws.own():
             mel = self.stages.frames(utterance.tokens, self.stages.voice_reference(utterance.voice))
-            return self.stages.samples(mel)
+            return mel, self.stages.vocode(mel)
 
     def complete(self, utterance: Utterance, samples: Tensor) -> Tensor:
         """Marked samples (1, m) on the host of samples (1, n), with the scopes of passes around it."""

@@ -127,7 +127,11 @@ class Stages:
 
     def samples(self, mel: Tensor) -> Tensor:
         """Samples (1, m) of mel frames (1, 80, T), without the spillover of the reference at their start."""
-        return self.faded(self._parts.s3gen.hift_inference(mel, None)[0])
+        return self.faded(self.vocode(mel))
+
+    def vocode(self, mel: Tensor) -> Tensor:
+        """Samples (1, m) of mel frames (1, 80, T), as the vocoder makes them."""
+        return self._parts.s3gen.hift_inference(mel, None)[0]
 
     def faded(self, samples: Tensor) -> Tensor:
         """The first 40 ms of samples (1, m) silenced and faded in, in place."""
