@@ -26,7 +26,7 @@ def boundaries(attention: np.ndarray) -> np.ndarray:
     Returns:
         (S + 1,) float64, from 0 to T, never decreasing: text token s lasts from [s] to [s + 1], in speech tokens.
 
-    Time and memory: T times S; 1000 by 300 take about 20 ms.
+    Time and memory: T times S; 1000 by 300 take about 25 ms.
     """
     steps, tokens = attention.shape
     states = _path(attention)
