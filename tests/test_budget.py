@@ -127,7 +127,7 @@ def test_estimated_weights_are_those_that_are_there(models, family, rung):
         assert made.parts == {name: entry["bytes"] for name, entry in now["parts"].items()}
         kept = sum(now["held"].get(name, {"bytes": 0})["bytes"] for name in ("original weights", "original layers"))
         # what is held is found through the journal, where a few small tensors are as well
-        assert made.always["originals"] == pytest.approx(kept, rel=0.02)
+        assert made.always["originals"] == pytest.approx(kept, rel=0.02, abs=320_000)
         assert (made.always["originals"] > 0) == (rung != "as configured")
     finally:
         turbo.revert(model)

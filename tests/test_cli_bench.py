@@ -73,8 +73,8 @@ def test_bytes_of_a_token_are_the_backbones_and_the_heads(english):
     from chatterbox_turbo.measure.benchmark import t3_bytes
     from chatterbox_turbo.upstream.families import identify
 
-    layer = 4 * 1024 * 1024 + 3 * 1024 * 128 + 2 * 1024  # attention, MLP of 128, two norms
-    assert t3_bytes(identify(english)) == 4 * (2 * layer + 1024 + english.t3.speech_head.weight.numel())
+    layer = 4 * 256 * 256 + 3 * 256 * 128 + 2 * 256  # attention, MLP of 128, two norms
+    assert t3_bytes(identify(english)) == 4 * (2 * layer + 256 + english.t3.speech_head.weight.numel())
 
 
 def test_a_warm_up_leaves_voice_and_generator(english, voice):

@@ -105,7 +105,7 @@ def test_a_quantized_model_speaks_and_comes_back(model, scheme, backbone):
     assert f"T3 in {scheme}" in model.turbo.plan.step("quantization").reason
     codes = sum(layer.codes.nbytes for layer in model.t3.modules() if isinstance(layer, QuantizedLinear))
     head = sum(p.nbytes for p in upstream_t3.head(model.t3).parameters())
-    assert 0 < codes + head < t3_bytes(identify(model)) < 0.7 * size, "tiny models have large heads"
+    assert 0 < codes < t3_bytes(identify(model)) - head < 0.5 * (size - head), "tiny models have large heads"
     given = speak(model)
     assert torch.isfinite(given).all() and not torch.equal(given, theirs)
     turbo.revert(model)
@@ -129,7 +129,7 @@ def test_a_strategy_leaves_the_layers_that_it_names(model, strategy):
 @pytest.mark.parametrize("model", ["english"], indirect=True)
 def test_the_divergence_of_logits_grows_as_bits_fall(model):
     eight, four = (token_divergence(model, config(scheme), {"text": TEXT}) for scheme in ("int8", "int4"))
-    assert 1e-9 < eight.mean < 5e-3 and eight.agreement > 0.9
+    assert 1e-9 < eight.mean < 5e-3 and eight.in_top_5 == 1.0 and eight.agreement > 0.8
     assert eight.mean < four.mean < 0.5
 
 
@@ -232,13 +232,14 @@ def test_another_configuration_quantizes_the_original_weights_again(model):
 def test_layers_that_were_let_go_stay_quantized(fresh):
     model = fresh("english")
     theirs, size = speak(model), t3_bytes(identify(model))
-    discard = config("int8", quantization={"originals": "discard"})
+    discard = config("int4", quantization={"originals": "discard"})
     turbo.apply(model, discard)
     assert "given up" in model.turbo.plan.step("quantization").reason
     given = speak(model)
     turbo.apply(model, discard)
-    assert torch.equal(speak(model), given) and "int8" in model.turbo.plan.step("quantization").reason
-    with pytest.warns(OriginalsDiscardedWarning, match=r"T3 \(int8\)"):
+    assert torch.equal(speak(model), given) and "int4" in model.turbo.plan.step("quantization").reason
+    with pytest.warns(OriginalsDiscardedWarning, match=r"T3 \(int4\)"):
         turbo.revert(model)
-    assert t3_bytes(identify(model)) < 0.7 * size
+    head = upstream_t3.head(model.t3).weight.nbytes
+    assert t3_bytes(identify(model)) - head < 0.5 * (size - head)
     assert not torch.equal(speak(model), theirs) and torch.isfinite(speak(model)).all(), "upstream's own code"

@@ -203,7 +203,7 @@ def test_neither_writing_nor_loading_holds_the_original(saved, quantized, tmp_pa
     start = begin()
     model = ours("multilingual", folder)
     loading, loaded = status("VmHWM") - start, sum(tensor.nbytes for tensor in weights(model).values())
-    assert sum(path.stat().st_size for path in saved("multilingual").iterdir()) > 1.4 * loaded
+    assert sum(path.stat().st_size for path in saved("multilingual").iterdir()) > 1.3 * loaded
     assert loading < 1.3 * loaded
 
 
@@ -373,7 +373,7 @@ def test_nothing_half_written_is_left(saved, tmp_path, error):
 def test_too_little_room_is_told_before_anything_is_written(saved, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(quantized_writer.shutil, "disk_usage", lambda path: usage(10, 9, 10**6))
-    with pytest.raises(TurboError, match=r"1 MiB free, and 1\d\d are needed"):
+    with pytest.raises(TurboError, match=r"1 MiB free, and \d\d are needed"):
         quantize(saved, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 

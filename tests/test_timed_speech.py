@@ -64,10 +64,11 @@ def plant(t3, states):
                 reads.weight[:, own] = 0.0
         for number, head in ((12, 15), (13, 11), (9, 2)):
             for product in (t3.tfmr.layers[number].self_attn.q_proj, t3.tfmr.layers[number].self_attn.k_proj):
-                rows = product.weight[64 * head : 64 * (head + 1)]
+                rows = product.weight.unflatten(0, (-1, t3.tfmr.config.head_dim))[head]
                 rows[:] = 0.0
-                rows[16:32, own.start : own.start + 16] = torch.eye(16)  # the slow half of the frequencies
-                rows[48:64, own.start + 16 :] = torch.eye(16)
+                slow = len(rows) // 4  # the slow half of the frequencies
+                rows[slow : 2 * slow, own][:, :slow] = torch.eye(slow)
+                rows[3 * slow :, own][:, -slow:] = torch.eye(slow)
 
 
 @pytest.fixture(scope="module")

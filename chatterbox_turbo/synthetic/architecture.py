@@ -18,17 +18,21 @@ SHALLOW = "shallow"
 PROMPT_TOKENS = 25
 """Speech tokens of the T3 prompt of a tiny model: 1 s at 25 tokens/s (full: 150, Turbo 375)."""
 
+# By the backbone's `model_type`; heads of 64 as upstream's. Upstream's alignment analyzer reads the attention of
+# layers 9, 12 and 13, heads 2, 11 and 15. `vocab_size` is a token embedding of the backbone that upstream never reads.
 _TINY_T3: dict[str, dict[str, Any]] = {
-    # Hidden size and head size stay: the perceiver is fixed at 1024 and upstream's heads at 64.
-    "llama": dict(num_hidden_layers=2, intermediate_size=128),
-    # `vocab_size` is the backbone's own token embedding, which upstream never reads.
-    "gpt2": dict(n_layer=2, n_inner=256, vocab_size=8, n_positions=2048, n_ctx=2048),
+    "llama": dict(num_hidden_layers=2, hidden_size=256, num_attention_heads=4, intermediate_size=128),
+    "multilingual": dict(num_hidden_layers=14, hidden_size=512, head_dim=32, intermediate_size=128),
+    "gpt2": dict(
+        n_layer=2, hidden_size=256, n_embd=256, n_head=4, n_inner=256, vocab_size=8, n_positions=2048, n_ctx=2048
+    ),
 }
 
-_SHALLOW_T3: dict[str, dict[str, Any]] = {"llama": dict(num_hidden_layers=3), "gpt2": dict(n_layer=3)}
-
-_MULTILINGUAL_LAYERS = 14
-"""Upstream's alignment analyzer reads the attention of layers 9, 12 and 13."""
+_SHALLOW_T3: dict[str, dict[str, Any]] = {
+    "llama": dict(num_hidden_layers=3),
+    "multilingual": dict(num_hidden_layers=14),
+    "gpt2": dict(n_layer=3),
+}
 
 _GPT2_TEXT_VOCABULARY = 512
 """Rows of a tiny GPT-2 model's text embedding; the synthetic tokenizer emits ids below 256."""
@@ -86,7 +90,8 @@ def _keep_tokenizer_offline(patches: ExitStack) -> None:
 def _shrink_t3(patches: ExitStack, sizes: dict[str, dict[str, Any]]) -> None:
     t3 = importlib.import_module("chatterbox.models.t3.t3")
     config = importlib.import_module("chatterbox.models.t3.modules.t3_config")
-    original = t3.T3.__init__
+    conditioning = importlib.import_module("chatterbox.models.t3.modules.cond_enc")
+    original, perceiver = t3.T3.__init__, conditioning.Perceiver
     alone = threading.Lock()  # models that load at once share the dictionary of sizes
 
     @functools.wraps(original)
@@ -97,17 +102,22 @@ def _shrink_t3(patches: ExitStack, sizes: dict[str, dict[str, Any]]) -> None:
 
     def build(self: Any, hp: Any) -> None:
         entry = t3.LLAMA_CONFIGS[hp.llama_config_name]
-        tiny = {**entry, **sizes[entry["model_type"]]}
-        if getattr(hp, "is_multilingual", False):
-            tiny["num_hidden_layers"] = _MULTILINGUAL_LAYERS
-        if entry["model_type"] == "gpt2":
+        kind = "multilingual" if getattr(hp, "is_multilingual", False) else entry["model_type"]
+        tiny = {**entry, **sizes[kind]}
+        if kind != "gpt2":
+            tiny["num_key_value_heads"] = tiny["num_attention_heads"]
+        else:
             hp.text_tokens_dict_size = _GPT2_TEXT_VOCABULARY
         hp.speech_cond_prompt_len = PROMPT_TOKENS
         t3.LLAMA_CONFIGS[hp.llama_config_name] = tiny
+        width = tiny["hidden_size"]
+        tiny["initializer_range"] = 0.02 * (1024 / width) ** 0.5  # so that layers add as much to a channel at any width
+        # upstream's perceiver knows of 1024 channels only
+        conditioning.Perceiver = functools.partial(perceiver, pre_attention_query_size=width, embedding_dim=width)
         try:
             original(self, hp)
         finally:
-            t3.LLAMA_CONFIGS[hp.llama_config_name] = entry
+            t3.LLAMA_CONFIGS[hp.llama_config_name], conditioning.Perceiver = entry, perceiver
 
     patches.enter_context(replaced(t3.T3, "__init__", init))
 
