@@ -1,5 +1,6 @@
 # make demo   upstream and optimized side by side; results in out/demo
-# make test   the whole CPU suite
+# make test   the CPU suite but the tests marked exhaustive (every combination, every place of a fault, kills):
+# make test-exhaustive    those
 # make matrix chosen tests in environments with other versions, and docs/versions.md (an hour or more; about 25 GB on
 #             disk for uv's cache; MATRIX="--only TEXT" and so on; python3.10 to python3.13 on PATH or in PYTHONS)
 # All set up .venv first. UV=path overrides the uv that is installed into it; PYTHON the interpreter.
@@ -9,13 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV ?= $(BIN)/uv
 
-.PHONY: demo test matrix lint constraints clean
+.PHONY: demo test test-exhaustive matrix lint constraints clean
 
 demo: $(VENV)/ready
 	$(BIN)/chatterbox-turbo demo --out out/demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not exhaustive"
+
+test-exhaustive: $(VENV)/ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 matrix: $(VENV)/ready
 	UV=$(UV) PYTHONPATH=tests $(BIN)/python -m matrix $(MATRIX)

@@ -56,6 +56,7 @@ def capture_at_once(model):
     return engines.flow.solver.runner, engines.vocoder.network.runner
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "family, preset", [("english", "auto"), ("english", "fast"), ("turbo", "fast"), ("vc", "auto")]
 )
@@ -177,6 +178,7 @@ class Doubled(GraphedNetwork):
         return total, runner is self.runner
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("longest, prompt, calls", [(Network.longest, 0, 1), (FlowSolver.longest, PROMPT, 10)])
 def test_captures_in_a_thousand_requests(simulated, longest, prompt, calls):
     """Of 2 to 20 s of speech: what is captured is used, little is padded, and nothing that runs without a graph."""

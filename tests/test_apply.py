@@ -21,6 +21,7 @@ QUIET = {"decoding": {"progress": "off"}}
 EVERYTHING = {**QUIET, "warmup": {"level": "light"}}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["english", "turbo", "vc"])
 def test_a_failure_in_any_write_leaves_the_model_pristine(models, monkeypatch, family):
     """Before and after each write of the exact preset, entry points and timers included; rows: test_passes.py.

@@ -75,6 +75,7 @@ def uncast(fresh):
         get(*before["asked"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family, path, dtype, floor", ROWS)
 def test_a_cast_part_speaks_as_upstream_does(uncast, family, path, dtype, floor):
     model = uncast(family, path)

@@ -217,6 +217,7 @@ def test_a_voice_that_is_not_there_is_told_with_its_line(folder, capsys, models)
     assert code == 1 and "does not fit this model" in line and not list((folder / "out").iterdir())
 
 
+@pytest.mark.exhaustive
 def test_an_interrupt_and_the_rest(folder, saved, capsys):
     """Ctrl-C after the first results: what is there stays, the same command speaks the others."""
     write(folder, [{"text": f"Fox number {number}."} for number in range(8)])

@@ -60,6 +60,7 @@ def test_misuse(capsys, tmp_path, no_hub, arguments, fragments):
         assert fragment in line
 
 
+@pytest.mark.exhaustive
 def test_the_command_and_an_interrupt(tmp_path, saved):
     """Processes of their own, in turns; what was measured before an interrupt is printed, written and drawn."""
     rows = ["--presets", "fast,exact,auto", "--json", "m.json", "--plot", "m.png"]

@@ -38,6 +38,7 @@ print(len(at_apply.buffer), len(compiled.buffer))
 """
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_compiled_or_measured_afterwards(tmp_path):
     kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kernels"), "CHATTERBOX_TURBO_CACHE": str(tmp_path / "steps")}
     arguments = ("prepare", "--preset", "auto", "--size", "tiny", "--device", "cpu")

@@ -88,6 +88,7 @@ def test_a_book_with_the_times_of_its_chapters(english, book):
     assert lines[0].startswith("1\n00:00:00,000 --> ") and lines[0].endswith("\nChapter 1") and len(lines) > 1
 
 
+@pytest.mark.exhaustive
 def test_an_interrupt_at_any_write_and_the_same_to_the_bit(english, book, monkeypatch):
     output = book.with_name("b.wav")
     english.turbo.read(book, output, seed=3)
@@ -257,6 +258,7 @@ for function, path in failing:
     assert all((tmp_path / name).read_bytes() == b"old" for name in names(tmp_path))
 
 
+@pytest.mark.exhaustive
 def test_a_disk_that_fills_while_a_book_is_read(english, book):
     """A real file system that is full: what is finished is kept, and with more room the reading goes on."""
     disk = book.with_name("disk")
@@ -364,6 +366,7 @@ def test_a_named_voice(english, prebuilt, book, capsys, voice):
     assert code == 1 and "holds pieces of another reading: voice is" in line and "arguments" not in line
 
 
+@pytest.mark.exhaustive
 def test_signals(tmp_path, saved, monkeypatch, capsys):
     """The command of a user, ended twice, each time in another wave: what is finished is kept."""
     (tmp_path / "book.txt").write_text("One fox jumps over a dog. " * 49)

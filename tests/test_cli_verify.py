@@ -12,6 +12,7 @@ from chatterbox_turbo import synthetic
 from chatterbox_turbo.cli import main
 
 
+@pytest.mark.exhaustive
 def test_verify_keeps_its_promises(tmp_path):
     done = command(tmp_path, "verify", "--model", "turbo", "--texts", "1", "--json", "-")
     assert done.returncode == 0, done.stderr
@@ -78,6 +79,7 @@ def _damaging(damage):
     return Damaging()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [

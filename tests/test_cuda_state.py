@@ -300,6 +300,7 @@ def test_convolutions_in_tf32_are_what_they_are_for_upstream_too(simulated):
         assert "TF32" not in str(turbo.apply(model, QUIET).turbo.report()).partition("note:")[2]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("command", ["verify", "bench"])
 def test_what_only_a_gpu_can_tell_is_printed(simulated, command, tmp_path, capsys):
     (tmp_path / "few.json").write_text(json.dumps(only(next(case for case in CASES if case.variant == "static"))))

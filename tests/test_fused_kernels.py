@@ -39,6 +39,7 @@ def test_kernels_compute_what_plain_torch_computes(tmp_path):
     assert max(errors.values()) < 4, errors
 
 
+@pytest.mark.exhaustive
 @needs_triton
 def test_kernels_compile_for_every_generation_of_gpus(tmp_path):
     sizes = run("compile", tmp_path)

@@ -225,6 +225,7 @@ def script(code: str, **environment: str) -> str:
     return result.stdout
 
 
+@pytest.mark.exhaustive
 def test_compiles_where_there_is_a_compiler():
     code = "f, reason = compiled(lambda x: torch.sin(x) + 1, device='cpu')\nx = torch.ones(8)\n"
     assert (

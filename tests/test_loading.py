@@ -175,6 +175,7 @@ def test_misuse_is_explained(tmp_path, source, device, options, error, message):
 # --- threads, files
 
 
+@pytest.mark.exhaustive
 def test_several_threads_load_at_once(saved):
     families = [case.values[0] for case in INSTALLED if has(case.values[0])]
     theirs = {family: upstreams(family, saved(family)) for family in families}

@@ -102,6 +102,7 @@ def test_the_code_is_all_that_results_depend_on(tmp_path, monkeypatch):
     assert runs.state_of_the_code() != before
 
 
+@pytest.mark.exhaustive
 def test_only_chosen_tests_run_and_each_outcome_is_told(tmp_path, monkeypatch):
     """The whole of a run but for its environment, which is this one."""
     monkeypatch.setattr(runs, "read", lambda *_: ([], [], {"test_sampling.py": ""}))

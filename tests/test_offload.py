@@ -193,6 +193,7 @@ def test_revert_brings_everything_back(model):
     assert len(lines("(deleted)")) == mapped
 
 
+@pytest.mark.exhaustive
 def test_many_requests(model):
     """Placement, hooks, mappings and weights as after the first."""
     apply(model, "sequential")

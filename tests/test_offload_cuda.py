@@ -33,6 +33,7 @@ def generations(model):
     return [engines.flow.prepared.generation, engines.vocoder.prepared.generation]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family, mode", [("vc", "sequential"), ("english", "idle"), ("turbo", "sequential")])
 def test_samples_are_the_same_and_nothing_is_made_anew(simulated, family, mode):
     model = simulated.get(family)

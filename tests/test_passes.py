@@ -155,6 +155,7 @@ def test_revert_leaves_no_trace(models, case, family):
     assert torch.equal(speak(model), upstreams(model, 0, request_for(model)).wav)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case, family", rows())
 def test_the_snapshot_sees_what_a_pass_writes(models, case, family):
     """The pass alone, without entry points, timers and handle, which differ in any case."""
@@ -171,6 +172,7 @@ def test_the_snapshot_sees_what_a_pass_writes(models, case, family):
     assert difference(before, snapshot(model)) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case, family", rows())
 def test_a_failure_in_any_write_of_a_pass_leaves_no_trace(models, monkeypatch, case, family):
     model = models(family)
@@ -256,6 +258,7 @@ def test_speaking_leaves_no_trace_either(models, family):
     assert difference(before, snapshot(model)) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("a, b, family", list(pairs()))
 def test_pairs_keep_the_weaker_promise(models, a, b, family):
     model = models(family)

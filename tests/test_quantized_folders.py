@@ -105,6 +105,7 @@ def test_nothing_in_a_folder_is_pickled(saved, quantized, family):
         model_class(family).from_local(folder, "cpu")  # upstream's own does not take it for one of its own
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", MADE)
 def test_it_is_the_original_that_apply_quantizes(saved, quantized, family):
     original, loaded = ours(family, saved(family)), ours(family, quantized(family))

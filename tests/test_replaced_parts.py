@@ -68,6 +68,7 @@ def spoken(model, voice, path=""):
     return model.conds.t3.speaker_emb.clone() if path == "ve" else samples
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family, path, preset", SWAPS)
 def test_the_part_that_is_there_speaks(fresh, voice, family, path, preset):
     model = fresh(family)

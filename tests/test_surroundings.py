@@ -125,6 +125,7 @@ def outside(surrounded, voice):
     return get
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("family", "name"), ROWS)
 def test_a_call_and_those_after_it_are_as_if_nothing_were_around(surrounded, outside, voice, family, name):
     row, (expected_voice, expected) = SURROUNDINGS[name], outside(family)

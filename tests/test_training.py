@@ -81,6 +81,7 @@ def check_same(folder: Path, reference: Path) -> None:
     assert names[0] == names[1]
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_wherever_it_writes_gives_the_same_weights(audio, unbroken, tmp_path, monkeypatch):
     reference, places = unbroken
     assert places > 12  # run.json, four states, two checkpoints with samples and pictures, history
@@ -102,6 +103,7 @@ def test_a_run_killed_wherever_it_writes_gives_the_same_weights(audio, unbroken,
     check_same(folder, reference)
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_is_killed_while_it_writes_a_state(audio, unbroken, tmp_path):
     tool = Path(__file__).with_name("training_tools.py")
     path = os.pathsep.join([str(tool.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -132,6 +134,7 @@ def test_an_end_that_is_asked_for_saves_and_goes_on(audio, unbroken, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.exhaustive
 def test_other_seeds_give_other_weights_and_workers_the_same(audio, unbroken, tmp_path):
     run(audio, tmp_path / "other", replace(SETTINGS, seed=1))
     ours, theirs = weights(tmp_path / "other"), weights(unbroken[0])

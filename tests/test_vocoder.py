@@ -203,6 +203,7 @@ def spoken(vocoder, frames):
     return vocoder.speak(torch.randn(1, 80, frames, device=vocoder._module.conv_pre.bias.device))[0]
 
 
+@pytest.mark.exhaustive
 def test_compiled_code_gives_the_same_in_one_piece():
     from torch._dynamo.utils import counters
 

@@ -651,6 +651,7 @@ def test_a_thousand_switches_leave_nothing_behind(two):
     assert after[0] <= before[0] and after[1:] == before[1:] and grown < voices.show("low")["bytes"], grown
 
 
+@pytest.mark.exhaustive
 def test_sixteen_threads_speak_and_switch_at_once(two, samples, higher):
     model = two("turbo", QUIET)
     voices, both = model.turbo.voices, ("low", "high")
