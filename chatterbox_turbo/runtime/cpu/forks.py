@@ -4,6 +4,10 @@ A child has one thread, that which forked. A lock that another thread held stays
 torch and numba compute on Linux, keeps a pool for each thread that has computed: the child's one waits for the others
 of its pool, which are gone, for ever. So that thread computes alone in the child. Threads that the child starts make
 pools of their own, and have as many threads as before.
+
+Such a pool ends after the thread it computed for, when ``join`` has long returned; libgcc's unwinder, which ends its
+threads, takes a lock of its own once numba has compiled anything (up to GCC 12). A child that inherits it locked waits
+for ever when it compiles, throws a C++ exception or ends a pool. So who forks waits until no thread is ending.
 """
 
 from __future__ import annotations
@@ -13,13 +17,19 @@ import functools
 import os
 import sys
 import threading
+import time
 import weakref
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _held: list[Any] = []  # numba's locks, while this process forks
+_TASKS = Path("/proc/self/task")  # of Linux: a folder for each thread
+_ENDING = 2 / 100  # seconds of its own time, at most, that a thread takes to end: it takes well under a millisecond
+_PATIENCE = 5.0  # seconds after which this process forks even so, where threads begin and end without a pause
 _others = 0  # threads of torch for all but the thread that forked; 0 where no thread computes alone
 
 
@@ -63,6 +73,28 @@ def _wait() -> None:
         if hasattr(module, name):
             getattr(module, name).acquire()
             _held.append(getattr(module, name))
+    if _TASKS.exists():
+        _let_threads_end()
+
+
+def _let_threads_end() -> None:
+    """Wait until each other thread sleeps or has computed for longer than ending takes; twice, as one wakes another."""
+    began, still, until = _running(), 0, time.monotonic() + _PATIENCE
+    while still < 2 and time.monotonic() < until:
+        time.sleep(0.001)
+        now = _running()
+        still = 0 if any(ran - began.setdefault(thread, ran) < _ENDING for thread, ran in now.items()) else still + 1
+
+
+def _running() -> dict[str, float]:
+    """The other threads that do not sleep, with the seconds each has run so far."""
+    found = {}
+    for task in _TASKS.iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            state, *fields = (task / "stat").read_text().rpartition(")")[2].split()
+            if state in "RD" and task.name != str(threading.get_native_id()):
+                found[task.name] = (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def _go_on() -> None:
