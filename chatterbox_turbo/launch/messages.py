@@ -1,0 +1,39 @@
+"""What the launcher says, on standard error, each thing once a process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+_said: set[str] = set()
+_lock = threading.Lock()
+
+
+def say(message: str) -> None:
+    """One line, where it has not been said yet."""
+    line = " ".join(message.split())
+    with _lock:
+        if line in _said or sys.stderr is None:
+            return
+        _said.add(line)
+    sys.stderr.write(f"chatterbox-turbo: {line}\n")
+    sys.stderr.flush()
+
+
+def refuse(what: str, strict: bool) -> None:
+    """Say why something is not optimized; where that is ``strict``, end the program with exit code 1.
+
+    Another thread than the main one cannot end a program in order: what it raises is its own affair. There the process
+    stops at once.
+    """
+    if not strict:
+        say(f"{what} The program runs without.")
+        return
+    say(f"{what} The program ends, as --strict asks for.")
+    if threading.current_thread() is threading.main_thread():
+        raise SystemExit(1)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(1)
