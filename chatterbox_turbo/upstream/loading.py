@@ -101,12 +101,12 @@ def load_own(family: str, device: str, folder: Path | None = None) -> Any:
         return cls.from_local(folder, device, **options)
 
 
-def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
+def load(source: Any, device: str | torch.device, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
     """An upstream model with the weights of a checkpoint, as upstream's own ``from_local`` makes it.
 
     Args:
         source: a family, or upstream's class (or a subclass).
-        device: by its name.
+        device: one that is there; the model keeps it as it is given.
         folder: the checkpoint; where ``None``, what ``from_pretrained`` downloads.
         mapped: leave weights that are on the CPU in the pages of their files.
         options: further arguments of upstream's loader (``nano``, ``t3_model``).
