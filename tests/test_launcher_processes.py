@@ -168,7 +168,9 @@ def test_another_package_of_that_name_and_a_class_that_is_none_run_as_without(tm
     folder = tmp_path / "chatterbox"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    loader = "class {}:\n  @classmethod\n  def from_local(cls, folder, voice=None): return [cls.__name__, folder, voice]\n"
+    loader = (
+        "class {}:\n  @classmethod\n  def from_local(cls, folder, voice=None): return [cls.__name__, folder, voice]\n"
+    )
     (folder / "tts.py").write_text("class ChatterboxTTS:\n  def load(self): return 'loaded'\n")
     (folder / "vc.py").write_text(loader.format("ChatterboxVC"))
     (folder / "mtl_tts.py").write_text("ChatterboxMultilingualTTS = None\n")
@@ -302,7 +304,9 @@ def test_an_enabled_environment_and_what_is_left_of_it(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = next(environment.glob("[bS]*/python*"))
     (packages,) = environment.glob("[lL]ib/**/site-packages")
-    (packages / "a.pth").write_text(f"{ROOT}\n" + "\n".join(path for path in sys.path if path.endswith("site-packages")))
+    (packages / "a.pth").write_text(
+        f"{ROOT}\n" + "\n".join(path for path in sys.path if path.endswith("site-packages"))
+    )
     before = sorted(packages.iterdir())
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "CHATTERBOX"))}
 
@@ -323,7 +327,9 @@ def test_an_enabled_environment_and_what_is_left_of_it(tmp_path):
     assert done.stdout == "False False\n" and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("chatterbox-turbo: ") and "No module named 'chatterbox_turbo'" in done.stderr
     assert run("-c", look).stderr == ""
-    done = run("-c", look, CHATTERBOX_TURBO="fast", PYTHONPATH=str(ON_PATH))  # a program that `run` of another has started
+    done = run(
+        "-c", look, CHATTERBOX_TURBO="fast", PYTHONPATH=str(ON_PATH)
+    )  # a program that `run` of another has started
     assert done.stdout == "False False\n" and "cannot import it, and runs without" in done.stderr
     (packages / "a.pth").write_text(kept)
     assert "removed: " in run("-m", "chatterbox_turbo.cli", "disable").stdout

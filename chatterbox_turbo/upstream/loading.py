@@ -101,7 +101,9 @@ def load_own(family: str, device: str, folder: Path | None = None) -> Any:
         return cls.from_local(folder, device, **options)
 
 
-def load(source: Any, device: str | torch.device, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
+def load(
+    source: Any, device: str | torch.device, folder: str | Path | None = None, *, mapped: bool = False, **options: Any
+) -> Any:
     """An upstream model with the weights of a checkpoint, as upstream's own ``from_local`` makes it.
 
     Args:
