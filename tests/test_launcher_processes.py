@@ -168,9 +168,7 @@ def test_another_package_of_that_name_and_a_class_that_is_none_run_as_without(tm
     folder = tmp_path / "chatterbox"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    loader = (
-        "class {}:\n  @classmethod\n  def from_local(cls, folder, voice=None): return [cls.__name__, folder, voice]\n"
-    )
+    loader = "class {}:\n  @classmethod\n  def from_local(cls, folder, voice=None): return [folder, voice]\n"
     (folder / "tts.py").write_text("class ChatterboxTTS:\n  def load(self): return 'loaded'\n")
     (folder / "vc.py").write_text(loader.format("ChatterboxVC"))
     (folder / "mtl_tts.py").write_text("ChatterboxMultilingualTTS = None\n")
@@ -181,8 +179,9 @@ def test_another_package_of_that_name_and_a_class_that_is_none_run_as_without(tm
     (tmp_path / "program.py").write_text("\n".join(lines))
     done = command(tmp_path, "run", "program.py", CHATTERBOX_TURBO="exact")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "loaded ['ChatterboxVC', 'a', 'b'] ['ChatterboxVC', 'a', 'b']\n"
-    none, unknown = [line for line in done.stderr.splitlines() if line.startswith("chatterbox-turbo:")]
+    assert done.stdout == "loaded ['a', 'b'] ['a', 'b']\n"
+    bare, none, unknown = [line for line in done.stderr.splitlines() if line.startswith("chatterbox-turbo:")]
+    assert "neither from_pretrained nor from_local" in bare
     assert "no class ChatterboxMultilingualTTS" in none and "is not a chatterbox model" in unknown
 
 

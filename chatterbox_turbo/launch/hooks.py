@@ -59,14 +59,20 @@ def _imported(module: ModuleType) -> None:
     for name in dict.fromkeys(name for home, name in CLASSES.values() if home == module.__name__):
         cls = getattr(module, name, None)
         if not isinstance(cls, type):
-            refuse(f"There is no class {name} in {getattr(module, '__file__', module.__name__)}.", _settings.strict)
+            refuse(f"There is no class {name} in {_place(module)}.", _settings.strict)
             continue
+        if not any(loader in vars(cls) for loader in LOADERS):
+            refuse(f"{name} in {_place(module)} has neither {' nor '.join(LOADERS)}.", _settings.strict)
         for loader in LOADERS:
             before = vars(cls).get(loader)
             if before is not None and not any((one.cls, one.name) == (cls, loader) for one in _wrapped):
                 wrapper = wrapt.FunctionWrapper(before, _load)
                 setattr(cls, loader, wrapper)
                 _wrapped.append(_Wrapped(cls, loader, before, wrapper))
+
+
+def _place(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or module.__name__
 
 
 def _configured() -> bool:

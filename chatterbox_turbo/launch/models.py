@@ -11,7 +11,7 @@ import torch
 
 from ..api import apply, load
 from ..config import OptimizationConfig
-from ..handle import handle_of
+from ..handle import ATTRIBUTE, Handle
 from ..passes.memory import while_loading
 from ..upstream.class_names import FOLDER
 from ..upstream.rebinding import original, running
@@ -38,7 +38,7 @@ def optimized(
         model, problem = _loaded(cls, asked) if asked else (None, "")
         if model is None:
             model = wrapped(*args, **kwargs)
-            if vars(model).get("turbo") is not None and handle_of(model):
+            if isinstance(getattr(model, "__dict__", {}).get(ATTRIBUTE), Handle):
                 return model  # from_pretrained has come by from_local
             if problem:
                 say(f"{cls.__name__} was loaded by upstream's own {wrapped.__name__}, at its speed: {problem}")

@@ -13,7 +13,7 @@ def _other():
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != here]
     this = sys.modules.pop(__name__, None)
     try:
-        import sitecustomize  # noqa: F401, PLW0406
+        import sitecustomize  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
