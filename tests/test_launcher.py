@@ -75,9 +75,7 @@ def test_a_model_is_optimized_as_it_is_loaded(launched, loaded, saved, capsys, f
     assert said(capsys) == []
 
 
-def test_both_loaders_and_each_call_give_models_of_their_own(
-    launched, loaded, saved, monkeypatch, tmp_path, capsys
-):
+def test_both_loaders_and_each_call_give_models_of_their_own(launched, loaded, saved, monkeypatch, tmp_path, capsys):
     folder = in_cache(monkeypatch, tmp_path, saved("english"), "ResembleAI/chatterbox")
     theirs, cls = upstreams("english", folder), model_class("english")
     launched()
@@ -227,9 +225,7 @@ def test_what_servers_do_after_loading_gives_the_samples_that_it_gives_without(l
             marked[model] = [speak(model, seed=seed) for seed in (3, 4)]
     if name == "a watermarker that does nothing":  # the guard marks what would leave without
         assert not torch.equal(marked[ours][0], marked[theirs][0])
-        theirs.watermarker = (
-            perth.PerthImplicitWatermarker()
-        )
+        theirs.watermarker = perth.PerthImplicitWatermarker()
         marked[theirs] = [speak(theirs, seed=seed) for seed in (3, 4)]
     for one, other in zip(marked[ours], marked[theirs], strict=True):
         assert torch.equal(one, other) and one.dtype == torch.float32
@@ -242,10 +238,8 @@ def test_a_configuration_that_cannot_run_leaves_the_model_as_it_was(launched, lo
     for _ in range(2):
         assert_equal(theirs, loaded())
     (line,) = said(capsys)
-    assert (
-        "ChatterboxTTS is not optimized" in line and "alignment" in line
+    assert "ChatterboxTTS is not optimized" in line and "alignment" in line
     assert line.endswith("The program runs without.")
-    )
     assert not (tmp_path / "reports.jsonl").exists()
     hooks.uninstall()
     launched("demanding.toml", strict=True)
