@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import weakref
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 import perth
 import pytest
@@ -18,8 +18,8 @@ from loading_tools import assert_equal, in_cache, upstreams
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.launch import hooks, messages, reports
-from chatterbox_turbo.launch.settings import Settings, from_environment
+from chatterbox_turbo.launch import hooks, messages
+from chatterbox_turbo.launch.settings import Settings
 from chatterbox_turbo.upstream.class_names import LOADERS
 from chatterbox_turbo.upstream.loading import load_own, model_class
 
@@ -312,35 +312,8 @@ def test_hooks_are_put_once_and_taken_back(launched):
     assert all(wrapper.__wrapped__ for wrapper in wrappers) and cls.from_local.__doc__ is None
 
 
-def test_reports_of_several_processes_are_whole_lines(tmp_path):
-    path, line = str(tmp_path / "reports.jsonl"), b"x" * 200_000 + b"\n"
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if child == 0:
-            with suppress(BaseException):
-                for _ in range(10):
-                    reports._write(path, line)
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    found = (tmp_path / "reports.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(found) == 40 and set(found) == {line}
-
-
 def test_a_report_that_cannot_be_written_is_told_and_the_model_optimized(launched, loaded, tmp_path, capsys):
     launched(report=str(tmp_path / "nowhere" / "reports.jsonl"))
     assert hasattr(loaded(), "turbo") and hasattr(loaded(), "turbo")
     (line,) = said(capsys)
     assert "nowhere/reports.jsonl: No such file or directory." in line
-
-
-def test_settings_are_those_of_the_environment(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert from_environment({}) is None and from_environment({"CHATTERBOX_TURBO": " "}) is None
-    assert from_environment({"CHATTERBOX_TURBO__FIDELITY": "exact"}) is None
-    assert from_environment({"CHATTERBOX_TURBO": "fast"}) == Settings("fast")
-    given = {"CHATTERBOX_TURBO": "a.toml", "CHATTERBOX_TURBO_STRICT": "1", "CHATTERBOX_TURBO_REPORT": "r.jsonl"}
-    assert from_environment(given) == Settings(str(tmp_path / "a.toml"), True, str(tmp_path / "r.jsonl"))
-    assert not from_environment({**given, "CHATTERBOX_TURBO_STRICT": "0"}).strict

@@ -6,17 +6,15 @@ import os
 import sys
 import threading
 
-_said: set[str] = set()
-_lock = threading.Lock()
+_said: dict[str, object] = {}  # no lock: a process may be forked while another thread says something
 
 
 def say(message: str) -> None:
     """One line, where it has not been said yet."""
     line = " ".join(message.split())
-    with _lock:
-        if line in _said or sys.stderr is None:
-            return
-        _said.add(line)
+    mine = object()
+    if sys.stderr is None or _said.setdefault(line, mine) is not mine:
+        return
     sys.stderr.write(f"chatterbox-turbo: {line}\n")
     sys.stderr.flush()
 
