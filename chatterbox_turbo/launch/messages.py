@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 
 _said: dict[str, object] = {}  # no lock: a process may be forked while another thread says something
 
@@ -28,6 +27,8 @@ def refuse(what: str, strict: bool) -> None:
     if not strict:
         say(f"{what} The program runs without.")
         return
+    import threading
+
     say(f"{what} The program ends, as --strict asks for.")
     if threading.current_thread() is threading.main_thread():
         raise SystemExit(1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from collections.abc import Mapping
-from typing import NamedTuple
 
 CONFIG, STRICT, REPORT = "CHATTERBOX_TURBO", "CHATTERBOX_TURBO_STRICT", "CHATTERBOX_TURBO_REPORT"
 
 
-class Settings(NamedTuple):
+class Settings(namedtuple("Settings", ("config", "strict", "report"), defaults=(False, None))):
     """Settings of the launcher in one process.
 
     Attributes:
@@ -18,9 +18,7 @@ class Settings(NamedTuple):
         report: absolute path of the file that gets a line for each optimized model.
     """
 
-    config: str
-    strict: bool = False
-    report: str | None = None
+    __slots__ = ()
 
 
 def from_environment(variables: Mapping[str, str] | None = None) -> Settings | None:
