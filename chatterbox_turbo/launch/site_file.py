@@ -19,10 +19,12 @@ from ..errors import TurboError
 NAME = "chatterbox_turbo.pth"
 _MARK = "# Written by `chatterbox-turbo enable`; `chatterbox-turbo disable` removes it.\n"
 _CODE = (
+    "import sys\\n"
     "try:\\n from chatterbox_turbo.launch.startup import start\\n"
     "except ImportError as e:\\n"
-    " import sys; sys.stderr and sys.stderr.write(f'chatterbox-turbo: {sys.executable} cannot import it, "
-    "and runs without: {e}\\\\n')\\n"
+    " hasattr(sys, '_no_chatterbox_turbo') or sys.stderr and sys.stderr.write("
+    "f'chatterbox-turbo: {sys.executable} cannot import it, and runs without: {e}\\\\n')\\n"
+    " sys._no_chatterbox_turbo = True\\n"  # in a virtual environment Python reads such files twice
     "else:\\n start()"
 )
 CONTENT = f'{_MARK}import os; os.environ.get("CHATTERBOX_TURBO") and exec("{_CODE}")\n'

@@ -24,7 +24,8 @@ def _other():
 try:
     from chatterbox_turbo.launch.startup import start
 except ImportError as missing:  # another environment's interpreter
-    if os.environ.get("CHATTERBOX_TURBO") and sys.stderr is not None:
+    told = hasattr(sys, "_no_chatterbox_turbo")  # by the file that `enable` writes
+    if os.environ.get("CHATTERBOX_TURBO") and sys.stderr is not None and not told:
         sys.stderr.write(f"chatterbox-turbo: {sys.executable} cannot import it, and runs without: {missing}\n")
 else:
     start()
