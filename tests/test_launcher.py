@@ -14,7 +14,7 @@ import perth
 import pytest
 import torch
 from cases import FAMILIES, has, speak
-from loading_tools import assert_equal, in_cache, upstreams
+from loading_tools import assert_equal, differences, in_cache, upstreams
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
@@ -115,7 +115,7 @@ def test_subclasses_keep_their_kind_and_their_loaders_run_once(launched, loaded,
     model = loaded(cls=Own, mark="mine")
     assert type(model) is Own and model.mark == "mine" and calls == ["mine"] and hasattr(model, "turbo")
     turbo.revert(model)
-    assert_equal(upstreams("english", saved("english")).t3, model.t3)
+    assert differences(upstreams("english", saved("english")).t3, model.t3) == []
     assert said(capsys) == []
 
 
@@ -257,7 +257,7 @@ def test_a_wrong_configuration_is_told_once_and_the_classes_stay(launched, loade
     assert dict(vars(cls)) == before
     assert not hasattr(loaded(), "turbo")
     (line,) = said(capsys)
-    assert ("nothere.toml: No such file" in line) if "." in config else ("Unknown preset 'fasst'" in line)
+    assert config in line and ("No such file" if "." in config else "Unknown preset") in line
     hooks.uninstall()
     with pytest.raises(SystemExit):
         launched(config, strict=True)
