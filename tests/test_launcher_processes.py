@@ -77,7 +77,8 @@ class Mine(Exception):
     pass
 
 def main():
-    print(sys.argv, sys.path[0], __name__, sys.flags.optimize, sys.flags.utf8_mode, sys.flags.dev_mode, __spec__ and __spec__.name)
+    print(sys.argv, sys.path[0], __name__, sys.flags.optimize, sys.flags.utf8_mode, sys.flags.dev_mode)
+    print(__spec__ and __spec__.name)
     print(sys.modules["__main__"].__dict__ is globals(), globals().get("__file__"), sys.stdin.read())
     print(len(sys.path), "sitecustomize_of_mine" in sys.modules, flush=True)
     if "spawn" in sys.argv:
