@@ -110,12 +110,13 @@ def test_subclasses_keep_their_kind_and_their_loaders_run_once(launched, loaded,
             model.mark = mark
             return model
 
+    theirs = upstreams("english", saved("english"))
     launched()
     assert type(loaded(cls=Plain)) is Plain and hasattr(loaded(cls=Plain), "turbo")
     model = loaded(cls=Own, mark="mine")
     assert type(model) is Own and model.mark == "mine" and calls == ["mine"] and hasattr(model, "turbo")
     turbo.revert(model)
-    assert differences(upstreams("english", saved("english")).t3, model.t3) == []
+    assert differences(theirs.t3, model.t3) == []
     assert said(capsys) == []
 
 
@@ -234,8 +235,8 @@ def test_what_servers_do_after_loading_gives_the_samples_that_it_gives_without(l
 
 def test_a_configuration_that_cannot_run_leaves_the_model_as_it_was(launched, loaded, saved, tmp_path, capsys):
     (tmp_path / "demanding.toml").write_text('preset = "exact"\nalignment = { enabled = true }\n')
-    launched("demanding.toml", report=str(tmp_path / "reports.jsonl"))
     theirs = upstreams("english", saved("english"))
+    launched("demanding.toml", report=str(tmp_path / "reports.jsonl"))
     for _ in range(2):
         assert_equal(theirs, loaded())
     (line,) = said(capsys)
