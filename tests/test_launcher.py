@@ -283,6 +283,7 @@ def test_a_loader_that_this_package_cannot_follow_is_told_and_the_model_optimize
 def test_upstreams_own_stays_upstreams_for_comparisons(launched, saved):
     launched()
     assert not hasattr(load_own("english", "cpu", saved("english")), "turbo")
+    assert not hasattr(synthetic.build("english", "tiny"), "turbo")
 
 
 def test_a_wrapper_of_somebody_else_stays_where_it_is_and_works(launched, loaded, saved, monkeypatch):
