@@ -78,10 +78,11 @@ def load(
     """
     resolved = resolve(config) if optimize else None
     name = device_named(device)
+    given = device if isinstance(device, torch.device) else name  # upstream keeps it as ``model.device``
     if not optimize:
-        return loading.load(source, name, folder, mapped=mapped, **options)
+        return loading.load(source, given, folder, mapped=mapped, **options)
     with while_loading(resolved.memory, torch.device(name)):
-        return apply(loading.load(source, name, folder, mapped=mapped, **options), resolved, passes=passes)
+        return apply(loading.load(source, given, folder, mapped=mapped, **options), resolved, passes=passes)
 
 
 def quantize(

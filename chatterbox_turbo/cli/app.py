@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import batch, bench, demo, doctor, inspect, prepare, presets, quantize, read, say, verify, vocoder, voices
+from . import batch, bench, demo, doctor, inspect, prepare, presets, quantize, read, run, say, verify, vocoder, voices
 from .screen import PROGRAM
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -48,8 +48,11 @@ COMMANDS = (
     prepare.prepare,
     quantize.quantize,
     doctor.doctor,
+    run.enable,
+    run.disable,
 )
 for function in COMMANDS:
     app.command(function.__name__)(function)
+app.command("run", context_settings=run.PASSED_ON)(run.run)
 app.add_typer(voices.app, name="voices")
 app.add_typer(vocoder.app, name="vocoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def all_checks(announce: Callable[[str], None] = lambda step: None) -> Iterator[
         announce(f"patch points of {family}")
         yield from patch_points(family, usable=watermark.status != "error")
     yield configuration()
+    yield launcher()
     for package, purpose in OPTIONAL.items():
         yield optional(package, purpose)
 
@@ -201,6 +203,30 @@ def configuration() -> Check:
     except InvalidConfigError as error:
         return Check("environment", "error", str(error), f"Correct or unset the {ENV_PREFIX}… variable.")
     return Check("environment", "ok", f"overrides: {overrides}" if overrides else f"no {ENV_PREFIX}… variables")
+
+
+def launcher() -> Check:
+    """Whether programs of this environment look for ``CHATTERBOX_TURBO``, and what it names here."""
+    from ..config import resolve
+    from ..errors import InvalidConfigError
+    from ..launch import site_file
+    from ..launch.program import ON_PATH
+    from ..launch.settings import CONFIG, from_environment
+
+    state, settings = site_file.state(), from_environment()
+    detail = f"not enabled ({site_file.path()} is not there)" if state == "disabled" else f"{state}: {site_file.path()}"
+    detail += f"; {CONFIG} is {settings.config}" if settings else f"; {CONFIG} is not set"
+    if state == "outdated":
+        return Check("launcher", "warning", detail, "chatterbox-turbo enable")
+    if settings:
+        try:
+            resolve(settings.config)
+        except InvalidConfigError as error:
+            return Check("launcher", "warning", f"{detail}: {error}", f"Correct or unset {CONFIG}.")
+        if state == "disabled" and str(ON_PATH) not in os.environ.get("PYTHONPATH", ""):
+            remedy = "chatterbox-turbo enable, or start the program with chatterbox-turbo run."
+            return Check("launcher", "warning", f"{detail}, and nothing looks for it", remedy)
+    return Check("launcher", "ok", detail)
 
 
 def optional(package: str, purpose: str) -> Check:

@@ -77,6 +77,8 @@ def build(family: str, size: str = "tiny", stop_after: int | None = None, seed: 
     """
     import torch
 
+    from ..upstream.rebinding import once
+
     chosen = _check(family, size, stop_after)
     cls = _upstream_class(family)
     stop = DEFAULT_STOP[size] if stop_after is None else stop_after
@@ -88,6 +90,7 @@ def build(family: str, size: str = "tiny", stop_after: int | None = None, seed: 
                 _write_weights(Path(folder) / name, {})
         stack.enter_context(architecture(size))
         stack.enter_context(_initialised_instead_of_loaded(stop))
+        stack.enter_context(once(cls, "build"))  # a launcher's wrappers stay out of it
         model = cls.from_local(folder, "cpu", **dict(chosen.load_options))
         with torch.no_grad():
             _encode_reference_voice(model, size)

@@ -13,18 +13,12 @@ import torch
 
 from ..errors import LONG, InvalidRequestError, ModelUnavailableError, TurboError, UnsupportedModelError, brief
 from . import quantized_checkpoint
+from .class_names import CLASSES, FOLDER
 from .families import FAMILIES, TITLES, identify
-from .rebinding import from_local, from_pretrained, original
+from .rebinding import from_local, from_pretrained, once, original
 from .survey import Surveyed
 from .survey import survey as survey_of
 
-_CLASSES = {
-    "english": ("chatterbox.tts", "ChatterboxTTS"),
-    "multilingual": ("chatterbox.mtl_tts", "ChatterboxMultilingualTTS"),
-    "turbo": ("chatterbox.tts_turbo", "ChatterboxTurboTTS"),
-    "nano": ("chatterbox.tts_turbo", "ChatterboxTurboTTS"),
-    "vc": ("chatterbox.vc", "ChatterboxVC"),
-}
 # One file that only this family needs: if it is cached, from_pretrained works offline.
 _KEY_FILES = {
     "english": ("ResembleAI/chatterbox", "t3_cfg.safetensors"),
@@ -41,9 +35,9 @@ def model_class(family: str) -> Any:
     Raises:
         ModelUnavailableError: upstream is missing, broken, or too old to have this family.
     """
-    if family not in _CLASSES:
+    if family not in CLASSES:
         raise ModelUnavailableError(f"Unknown model {brief(family)}.", "", f"Models are: {', '.join(FAMILIES)}.")
-    module, name = _CLASSES[family]
+    module, name = CLASSES[family]
     try:
         cls = getattr(import_module(module), name)
     except Exception as error:  # torchaudio beside a torch that it was not built for raises RuntimeError
@@ -101,17 +95,20 @@ def load_own(family: str, device: str, folder: Path | None = None) -> Any:
         ModelUnavailableError: upstream is missing, broken, or too old to have this family. Else what upstream raises.
     """
     cls, options = model_class(family), {"nano": True} if family == "nano" else {}
-    if folder is None:
-        return cls.from_pretrained(device, **options)
-    return cls.from_local(folder, device, **options)
+    with once(cls, "load_own"):  # a launcher's wrappers stay out of it
+        if folder is None:
+            return cls.from_pretrained(device, **options)
+        return cls.from_local(folder, device, **options)
 
 
-def load(source: Any, device: str, folder: str | Path | None = None, *, mapped: bool = False, **options: Any) -> Any:
+def load(
+    source: Any, device: str | torch.device, folder: str | Path | None = None, *, mapped: bool = False, **options: Any
+) -> Any:
     """An upstream model with the weights of a checkpoint, as upstream's own ``from_local`` makes it.
 
     Args:
         source: a family, or upstream's class (or a subclass).
-        device: by its name.
+        device: one that is there; the model keeps it as it is given.
         folder: the checkpoint; where ``None``, what ``from_pretrained`` downloads.
         mapped: leave weights that are on the CPU in the pages of their files.
         options: further arguments of upstream's loader (``nano``, ``t3_model``).
@@ -164,7 +161,7 @@ def survey(source: Any, folder: str | Path | None = None, **options: Any) -> tup
 def families_of(cls: Any, options: Mapping[str, Any]) -> set[str]:
     """The families that a class may load with these options; none where it is no class of upstream's."""
     names = {(base.__module__, base.__name__) for base in cls.__mro__}
-    found = {family for family, name in _CLASSES.items() if name in names}
+    found = {family for family, name in CLASSES.items() if name in names}
     return found - {"turbo" if options.get("nano") else "nano"} if len(found) > 1 else found
 
 
@@ -192,7 +189,7 @@ def _checked(source: Any, folder: Any, options: dict[str, Any]) -> tuple[Any, st
         options = {**quantized.options, **options}
     unknown = [name for name in options if not _takes(loader, name)]
     if unknown:
-        known = ", ".join(name for name in _parameters(loader) if name not in ("cls", "ckpt_dir", "device"))
+        known = ", ".join(name for name in _parameters(loader) if name not in ("cls", FOLDER, "device"))
         raise InvalidRequestError(
             f"{title} takes no option {', '.join(unknown)}.", "", f"Options of its loader: {known or 'none'}."
         )

@@ -141,6 +141,11 @@ def once(cls: Any, name: str) -> Iterator[_Run]:
         _running.reset(token)
 
 
+def running() -> bool:
+    """Whether this package loads a model in this thread: a launcher's wrapper of a loader stays out of that."""
+    return bool(_running.get())
+
+
 def _warn_slow(cls: Any, name: str, problem: str) -> None:
     message = f"{cls.__name__} was loaded by upstream's own {name}, at its speed and memory: {problem}"
     warnings.warn(message, SlowLoadingWarning, stacklevel=5)
