@@ -156,17 +156,16 @@ async def _bytes(first: Block | None, blocks: Blocks, name: str, rate: int) -> A
 
 
 async def _events(first: Block | None, blocks: Blocks, name: str, rate: int) -> AsyncGenerator[bytes, None]:
-    """OpenAI's events, with figures of the stream in the last one."""
-    encoder, metrics = audio.Encoder(name, rate), None
+    """OpenAI's events, with the tokens and seconds in the last one."""
+    encoder, seconds, tokens = audio.Encoder(name, rate), 0.0, 0
     try:
         async for samples, metrics in _with(first, blocks):
+            seconds, tokens = metrics.seconds, metrics.tokens
             if part := encoder.push(samples[0].numpy()):
                 yield _event("speech.audio.delta", audio=base64.b64encode(part).decode())
         if part := encoder.finish():
             yield _event("speech.audio.delta", audio=base64.b64encode(part).decode())
-        about = {} if metrics is None else {"first_audio": metrics.first_audio, "audio_seconds": metrics.seconds}
-        tokens = 0 if metrics is None else metrics.tokens
-        yield _event("speech.audio.done", usage={"output_tokens": tokens}, metrics=about)
+        yield _event("speech.audio.done", usage={"output_tokens": tokens}, audio_seconds=seconds)
     except Exception as error:
         refusal = refused(error)
         yield _event("error", error={"message": refusal.detail, "code": refusal.code})

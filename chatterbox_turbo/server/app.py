@@ -26,10 +26,14 @@ from .voices import ServedVoices
 from .worker import SpeechWorker
 
 SPEECH, MODELS = "/v1/audio/speech", "/v1/models"
-PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
 # nothing of the page comes from elsewhere, and nobody shows it in a frame
 GUARDED = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src data:; media-src blob:; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",

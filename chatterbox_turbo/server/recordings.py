@@ -37,7 +37,9 @@ async def form(request: Request, limits: Limits) -> tuple[str, bytes]:
         unknown = sorted({*fields} - {*FIELDS})
         name, sample = fields.get("name"), fields.get("audio_sample")
         if unknown or not isinstance(name, str) or not isinstance(sample, UploadFile):
-            raise Refusal(400, "The form must have name (text) and audio_sample (a file), and nothing else.", "bad_form")
+            raise Refusal(
+                400, "The form must have name (text) and audio_sample (a file), and nothing else.", "bad_form"
+            )
         return name, await sample.read(limits.upload + 1)
     finally:
         await fields.close()

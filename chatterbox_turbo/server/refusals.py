@@ -77,7 +77,9 @@ def install(app: FastAPI) -> None:
         if isinstance(error, Refusal):
             return error.response()
         codes = {404: "not_found", 405: "method_not_allowed"}
-        return answer(error.status_code, str(error.detail), codes.get(error.status_code, "bad_request"), None, error.headers)
+        return answer(
+            error.status_code, str(error.detail), codes.get(error.status_code, "bad_request"), None, error.headers
+        )
 
     @app.exception_handler(RequestValidationError)
     def _invalid(request: Request, error: RequestValidationError) -> Response:
