@@ -206,7 +206,8 @@ def main(count: int = 10_000) -> None:
             wait(lambda: len(running.server.server_state.connections) == 0)
             print(
                 f"{total.total():6} requests, {time.monotonic() - start:5.0f} s, "
-                f"{process.memory_info().rss / 2**20:5.0f} MiB, {process.num_fds()} files, {threading.active_count()} threads, "
+                f"{process.memory_info().rss / 2**20:5.0f} MiB, {process.num_fds()} files, "
+                f"{threading.active_count()} threads, "
                 f"{len(model.turbo.token_model.service)} in the batch",
                 flush=True,
             )

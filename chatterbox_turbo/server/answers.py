@@ -123,9 +123,9 @@ class _Spoken(StreamingResponse):
     Without the end of a chunked body a client knows that something is missing.
     """
 
-    def __init__(self, blocks: Blocks, body: AsyncIterator[bytes], **options: Any):
+    def __init__(self, blocks: Blocks, body: AsyncGenerator[bytes, None], **options: Any):
         super().__init__(body, **options)
-        self._blocks = blocks
+        self._blocks, self._body = blocks, body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -133,6 +133,7 @@ class _Spoken(StreamingResponse):
         except _CutError:
             return  # with the body not complete: the connection is closed
         finally:
+            await self._body.aclose()
             await self._blocks.aclose()
 
 

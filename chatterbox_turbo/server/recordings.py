@@ -7,10 +7,10 @@ import io
 import soundfile
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .limits import Limits
-from .refusals import Refusal
+from .refusals import ClientGone, Refusal
 
 CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 RATES, CHANNELS = (8_000, 192_000), 8
@@ -23,6 +23,7 @@ async def form(request: Request, limits: Limits) -> tuple[str, bytes]:
 
     Raises:
         Refusal: it is something else, too large, or not all of it is there.
+        ClientGone: nobody sends the rest.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise Refusal(415, "Send a form (multipart/form-data) with name and audio_sample.", "not_a_form")
@@ -30,6 +31,8 @@ async def form(request: Request, limits: Limits) -> tuple[str, bytes]:
     parser.spool_max_size = limits.form + 1
     try:
         fields = await parser.parse()
+    except ClientDisconnect:
+        raise ClientGone from None
     except (MultiPartException, ValueError, LookupError) as error:  # ValueError: the parser's own
         reason = getattr(error, "message", "") or str(error)
         raise Refusal(400, f"The form cannot be read: {reason}", "bad_form") from None

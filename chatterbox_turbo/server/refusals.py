@@ -7,9 +7,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.responses import JSONResponse, Response
 
 from ..errors import InvalidRequestError, ReferenceAudioError, TurboError, brief
@@ -72,8 +72,8 @@ def refused(error: Exception) -> Refusal:
 def install(app: FastAPI) -> None:
     """Have an app answer with these."""
 
-    @app.exception_handler(HTTPException)
-    def _refusal(request: Request, error: HTTPException) -> Response:
+    @app.exception_handler(AnyHTTPException)
+    async def _refusal(request: Request, error: AnyHTTPException) -> Response:
         if isinstance(error, Refusal):
             return error.response()
         codes = {404: "not_found", 405: "method_not_allowed"}
@@ -82,15 +82,15 @@ def install(app: FastAPI) -> None:
         )
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(request: Request, error: RequestValidationError) -> Response:
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
         return answer(400, f"{brief(place)}: {first['msg']}.", "invalid_request", place[:100])
 
     @app.exception_handler(ClientGone)
-    def _gone(request: Request, error: ClientGone) -> Response:
+    async def _gone(request: Request, error: ClientGone) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(Exception)
-    def _failed(request: Request, error: Exception) -> Response:
+    async def _failed(request: Request, error: Exception) -> Response:
         return answer(500, "The server failed; its log says why.", "internal_error")

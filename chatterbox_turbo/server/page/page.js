@@ -115,7 +115,7 @@ async function speak(event) {
   event.preventDefault();
   silence();
   context = context || new AudioContext();
-  await context.resume();
+  context.resume();
   const mine = (running = new AbortController());
   at("go").disabled = true;
   at("stop").disabled = false;
