@@ -84,8 +84,12 @@ def asked(text: str = TEXT, **more: Any) -> dict[str, Any]:
     return {"input": text, "response_format": "pcm", "seed": 3, **more}
 
 
-def samples(content: bytes) -> np.ndarray:
-    """Of an audio file, whether or not it says how long it is."""
+def samples(content: bytes, count: int) -> np.ndarray:
+    """Of an audio file; ``count``: for a FLAC stream, which soundfile cannot read to an end that its header lacks."""
+    if content[:4] == b"fLaC" and not (content[21] & 15 or any(content[22:26])):
+        content = (
+            content[:21] + bytes([content[21] | count >> 32]) + (count & 2**32 - 1).to_bytes(4, "big") + content[26:]
+        )
     found = []
     with soundfile.SoundFile(io.BytesIO(content)) as sound:
         while len(block := sound.read(4096, dtype="int16")):

@@ -68,7 +68,7 @@ def test_each_format_holds_all_of_it_streamed_or_not(client, name):
         answer = client.post(SPEECH, json=asked(response_format=name, **more))
         assert answer.status_code == 200 and answer.headers["content-type"] == audio.content_type(name)
         assert ("content-length" in answer.headers) == (not more)
-        found = samples(answer.content)
+        found = samples(answer.content, len(reference))
         if name in ("flac", "wav") and not more:
             assert np.array_equal(found, reference)
         assert 0 <= len(found) - len(reference) < 2_000, "a coder's own padding at most"
