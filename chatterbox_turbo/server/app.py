@@ -23,8 +23,9 @@ from .measures import Measures
 from .refusals import Refusal, refused
 from .request import ALIASES, LARGEST_SEED, SpeechRequest, arguments
 from .voices import ServedVoices
-from .worker import SpeechWorker
+from .worker import BusyError, SpeechWorker
 
+UPLOADS = 4  # at once
 SPEECH, MODELS = "/v1/audio/speech", "/v1/models"
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -62,7 +63,7 @@ class SpeechServer:
         self._formats = audio.available()
         self.worker = SpeechWorker(model, self.limits.slots, self.limits.queue)
         self.measures = Measures(lambda: self.worker.waiting, lambda: self.worker.in_flight)
-        self._since = int(time.time())
+        self._since, self._uploads = int(time.time()), 0
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -129,8 +130,14 @@ class SpeechServer:
 
     async def add_voice(self, request: Request) -> dict[str, Any]:
         """Keep a recording (a form with ``name`` and ``audio_sample``) as a voice."""
-        name, recording = await recordings.form(request, self.limits)
-        return {"object": "audio.voice", "id": await self._told(lambda: self.voices.add(name, recording))}
+        if self._uploads >= UPLOADS:  # each may hold a whole recording in memory
+            raise refused(BusyError(f"{UPLOADS} recordings are being received", 5))
+        self._uploads += 1
+        try:
+            name, recording = await recordings.form(request, self.limits)
+            return {"object": "audio.voice", "id": await self._told(lambda: self.voices.add(name, recording))}
+        finally:
+            self._uploads -= 1
 
     async def remove_voice(self, name: str) -> dict[str, Any]:
         """Forget a voice."""
