@@ -15,6 +15,7 @@ from .refusals import ClientGone, Refusal
 CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 RATES, CHANNELS = (8_000, 192_000), 8
 BLOCK = 65_536  # frames at once
+SILENT = 1e-4  # of full scale
 FIELDS = ("name", "audio_sample")
 
 
@@ -65,17 +66,17 @@ def check(data: bytes, limits: Limits) -> None:
             if not RATES[0] <= sound.samplerate <= RATES[1] or not 1 <= sound.channels <= CHANNELS:
                 raise _bad(400, f"The recording has {sound.channels} channels at {sound.samplerate} Hz.")
             most = int(limits.recording * sound.samplerate)
-            count = sound.frames
+            count, loudest = sound.frames, 0.0
             if count <= most:
                 count = 0
-                while (block := len(sound.read(BLOCK, dtype="float32"))) and count <= most:
-                    count += block
+                while len(block := sound.read(BLOCK, dtype="float32")) and count <= most:
+                    count, loudest = count + len(block), max(loudest, float(abs(block).max()))
     except (soundfile.SoundFileError, ValueError, RuntimeError, MemoryError) as error:
         raise _bad(400, f"The recording is not audio that can be decoded: {error}") from None
     if count > most:
         raise _bad(413, f"The recording is longer than {limits.recording:g} s.")
-    if not count:
-        raise _bad(400, "The recording has no samples.")
+    if not loudest > SILENT:
+        raise _bad(400, "The recording is silent.")
 
 
 def _bad(status: int, message: str) -> Refusal:

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -78,7 +79,8 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """End it gracefully; from any thread."""
         if self._loop is not None and self._told is not None:
-            self._loop.call_soon_threadsafe(self._told.set)
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._told.set)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Until it is told to end."""
