@@ -72,7 +72,12 @@ class SpeechServer:
 
         # the interactive documentation loads its scripts from elsewhere
         self.app = app = FastAPI(
-            title="chatterbox-turbo", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+            title="chatterbox-turbo",
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            lifespan=lifespan,
         )
         routes = (*OPEN, SPEECH, VOICES, MODELS, "/metrics", "/openapi.json")
         app.add_middleware(
