@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import batch, bench, demo, doctor, inspect, prepare, presets, quantize, read, run, say, verify, vocoder, voices
+from . import (
+    batch,
+    bench,
+    demo,
+    doctor,
+    inspect,
+    prepare,
+    presets,
+    quantize,
+    read,
+    run,
+    say,
+    serve,
+    verify,
+    vocoder,
+    voices,
+)
 from .screen import PROGRAM
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -41,6 +57,7 @@ COMMANDS = (
     say.say,
     read.read,
     batch.batch,
+    serve.serve,
     bench.bench,
     verify.verify,
     inspect.inspect,

@@ -31,6 +31,7 @@ from .pipeline import Pipeline
 from .utterance import Draws, Utterance
 
 NOISE_FRAMES = 50  # of flow matching's noise that are drawn at once
+_END: Any = object()  # of a stream's blocks
 AHEAD = 2  # pieces of a text whose tokens are decoded beside each other
 
 
@@ -76,8 +77,8 @@ class Segment:
         self._acoustic = _acoustic(pipeline, self.utterance, windows)
         self.tokens = 0  # speech tokens so far
 
-    def blocks(self) -> Iterator[Tensor]:
-        """Samples (m,) as they become complete."""
+    def blocks(self) -> Iterator[Tensor | None]:
+        """Samples (m,) as they become complete; ``None`` after each token that completes none."""
         if self._ticket is None:
             yield from self._converted()
             return
@@ -88,6 +89,7 @@ class Segment:
                 wanted = self._acoustic.wanted()
                 while not ticket.over and len(self._sounding()) < wanted:
                     service.advance(ticket, len(ticket.ids) + 1)
+                    yield None
                 if not ticket.over:
                     yield from self._acoustic.push(self._fresh(wanted))
             self._engine.told(ticket)
@@ -199,6 +201,19 @@ class SpeechStream:
         return self
 
     def __next__(self) -> tuple[Tensor, StreamMetrics]:
+        return self._advanced(None)
+
+    def poll(self, tokens: int = 1) -> tuple[Tensor, StreamMetrics] | None:
+        """As ``next``, but ``None`` once the batch has made so many tokens and no block is complete.
+
+        For who has several streams and waits for none of them alone: the tokens of the others come beside these.
+
+        Raises:
+            StopIteration: it has ended.
+        """
+        return self._advanced(tokens)
+
+    def _advanced(self, most: int | None) -> tuple[Tensor, StreamMetrics] | None:
         if self._closed:
             raise StopIteration
         begun = time.perf_counter()
@@ -209,16 +224,18 @@ class SpeechStream:
                     self._blocks = self._made(pipeline)
                 if pipeline is not self._pipeline:
                     raise UnavailablePassError("The model's configuration has changed while it was streaming.")
-                block = next(self._blocks, None)
+                block = None
+                while block is None and most != 0:
+                    block, most = next(self._blocks, _END), None if most is None else most - 1
         except BaseException:
             self.close()
             raise
-        if block is None:
+        if block is _END:
             self.close()
             raise StopIteration
         now = time.perf_counter()
         self._busy += now - begun
-        return block[None], self._metrics(block, now)
+        return None if block is None else (block[None], self._metrics(block, now))
 
     def _metrics(self, block: Tensor, now: float) -> StreamMetrics:
         rate, before = self._pipeline.parts.model.sr, self._samples
@@ -232,16 +249,19 @@ class SpeechStream:
         factor = self._busy / seconds
         return StreamMetrics(self._sent - 1, seconds, now - self._start, self._first, factor, tokens, lead)
 
-    def _made(self, pipeline: Pipeline) -> Iterator[Tensor]:
-        """Marked blocks (m,) of all segments."""
+    def _made(self, pipeline: Pipeline) -> Iterator[Tensor | None]:
+        """Marked blocks (m,) of all segments; ``None`` after each token that completes none."""
         marks = MarkStream(lambda signal: pipeline.stages.watermark(signal))
         for samples in self._spoken(pipeline):
+            if samples is None:
+                yield None
+                continue
             for block in marks.push(samples.float().cpu().numpy()):
                 yield torch.from_numpy(np.ascontiguousarray(block))
         for block in marks.finish():
             yield torch.from_numpy(np.ascontiguousarray(block))
 
-    def _spoken(self, pipeline: Pipeline) -> Iterator[Tensor]:
+    def _spoken(self, pipeline: Pipeline) -> Iterator[Tensor | None]:
         rest = enumerate(self._items)
         rate = pipeline.parts.model.sr
         try:

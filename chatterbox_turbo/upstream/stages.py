@@ -31,6 +31,8 @@ from .patch_points import GPT2, LLAMA, digest, first_problem
 from .t3 import entrance
 
 POINTS = ("generate", "s3gen.inference", "s3gen.flow_inference", "s3gen.hift_inference")
+GUIDED_KNOBS = ("temperature", "cfg_weight", "repetition_penalty", "min_p", "top_p")
+UNGUIDED_KNOBS = ("temperature", "top_k", "top_p", "repetition_penalty")
 VOCABULARY = 6561  # ids from here on have no sound
 _CROPPING = frozenset({"fedd296dec44"})  # Multilingual of the development branch: without the last token's 40 ms
 
@@ -38,6 +40,11 @@ _CROPPING = frozenset({"fedd296dec44"})  # Multilingual of the development branc
 def why_not(parts: Parts, journal: Journal) -> str:
     """Why the stages of this model are not known; empty where they are."""
     return first_problem(parts, POINTS, journal)
+
+
+def knobs(family: str) -> tuple[str, ...]:
+    """The numbers that a family's ``generate`` speaks by, less those that it takes and does not heed."""
+    return (*GUIDED_KNOBS, "exaggeration") if family in LLAMA else UNGUIDED_KNOBS
 
 
 def stages(parts: Parts) -> Stages:
@@ -209,12 +216,11 @@ class GuidedStages(_Speaking):
         if multilingual or given["cfg_weight"] > 0.0:
             text = torch.cat([text, text], dim=0)
         text = F.pad(F.pad(text, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
-        knobs = ("temperature", "cfg_weight", "repetition_penalty", "min_p", "top_p")
         return {
             "t3_cond": voice.t3,
             "text_tokens": text,
             "max_new_tokens": 1000,
-            **{name: given[name] for name in knobs},
+            **{name: given[name] for name in GUIDED_KNOBS},
         }
 
     def spoken(self, tokens: Tensor) -> Tensor:
@@ -236,9 +242,8 @@ class UnguidedStages(_Speaking):
             )
         model = self._model
         text = model.tokenizer(self._text(given), return_tensors="pt", padding=True, truncation=True)
-        knobs = ("temperature", "top_k", "top_p", "repetition_penalty")
         asked = {"t3_cond": voice.t3, "text_tokens": text.input_ids.to(model.device)}
-        return {**asked, **{name: given[name] for name in knobs}}
+        return {**asked, **{name: given[name] for name in UNGUIDED_KNOBS}}
 
     def spoken(self, tokens: Tensor) -> Tensor:
         tokens = tokens[tokens < VOCABULARY].to(self._model.device)
