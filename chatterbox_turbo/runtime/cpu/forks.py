@@ -29,7 +29,7 @@ _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _held: list[Any] = []  # numba's locks, while this process forks
 _TASKS = Path("/proc/self/task")  # of Linux: a folder for each thread
 _ENDING = 2 / 100  # seconds of its own time, at most, that a thread takes to end: it takes well under a millisecond
-_PATIENCE = 5.0  # seconds after which this process forks even so, where threads begin and end without a pause
+_PATIENCE = 1.0  # seconds after which this process forks even so, where threads begin and end without a pause
 _others = 0  # threads of torch for all but the thread that forked; 0 where no thread computes alone
 
 
