@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
+from collections import defaultdict
 from pathlib import Path
 
 # before torch is imported: tiny models run faster on one thread, and busy machines do not stall the suite
@@ -237,9 +239,29 @@ def nothing_global_changes():
     assert global_state() == before
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(items):
     import torch
 
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for several in _by_family(items):
+        quick = zlib.crc32(several[0].originalname.encode()) % len(several)
+        for item in several[:quick] + several[quick + 1 :]:
+            item.add_marker(pytest.mark.exhaustive)
+
+
+def _by_family(items):
+    """Tests that differ in the model's family alone: one of each is quick, the families in turn by the test's name."""
+    from cases import FAMILIES
+
+    groups = defaultdict(list)
+    for item in items:
+        given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        family = next((value for value in given if isinstance(value, str) and value in FAMILIES), None)
+        if family and not item.get_closest_marker("each_family"):
+            others = item.callspec.id.split("-")
+            others.remove(family)
+            groups[(item.path, item.originalname, *others)].append(item)
+    return groups.values()

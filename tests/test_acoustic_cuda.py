@@ -78,6 +78,7 @@ def test_the_host_waits_where_upstream_does_and_nowhere_else(simulated, family, 
     assert sum(before.values()) > 2 * sum(UPSTREAMS.values())
 
 
+@pytest.mark.exhaustive
 def test_graphs_of_padded_lengths_give_what_upstream_gives(simulated):
     model = simulated.get("english")
     expected = [sound(model, tokens).cpu() for tokens in (60, 64, 30)]

@@ -31,6 +31,7 @@ def test_demo_writes_its_four_files_and_says_that_the_weights_are_random(tmp_pat
     assert {step["name"] for step in report["passes"] if step["status"] == "on"} >= {"decoding", "watermark"}
 
 
+@pytest.mark.exhaustive
 def test_demo_of_voice_conversion(prebuilt, capsys, tmp_path):
     assert main(["demo", "--model", "vc", "--synthetic", "--size", "tiny", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())

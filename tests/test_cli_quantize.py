@@ -34,6 +34,7 @@ def quantized(saved, tmp_path_factory):
     return folder / "small"
 
 
+@pytest.mark.exhaustive
 def test_say_takes_the_folder(quantized, tmp_path):
     out = tmp_path / "hello.wav"
     assert main(["say", "Hello.", "-o", str(out), "--checkpoint", str(quantized), "--size", "tiny"]) == 0

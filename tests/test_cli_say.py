@@ -106,6 +106,7 @@ def test_debug_shows_a_traceback_and_upstreams_chatter(prebuilt, capsys, tmp_pat
     assert "Sampling" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_say_streams_to_standard_output_and_to_a_file(tmp_path):
     """Where no sound card is: 16-bit PCM, and what is said about it elsewhere."""
     arguments = [sys.executable, "-m", "chatterbox_turbo.cli", "say", "--stream", "Hello there.", "--synthetic"]

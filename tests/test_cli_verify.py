@@ -29,6 +29,7 @@ quantization: {backend: torch}
 """ + "".join(f"{name}: {{enabled: false}}\n" for name in ("flow", "vocoder", "conditioning", "watermark", "attention"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("quantized", [False, True], ids=["upstreams", "quantized"])
 def test_verify_takes_a_checkpoint_folder(saved, capsys, tmp_path, quantized):
     folder = saved("english")

@@ -42,6 +42,7 @@ def test_no_graph_hangs_on_a_voice(kept, samples, family):
     assert not [name for name, v in voice_of(model).items() if torch.is_tensor(v) and v.is_inference()]
 
 
+@pytest.mark.exhaustive
 def test_what_numba_compiles_is_not_imported(voice):
     """In a process that has encoded nothing: librosa's utilities and effects."""
     code = f"""

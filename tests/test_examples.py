@@ -60,6 +60,7 @@ def run(tmp_path, *arguments):
     )
 
 
+@pytest.mark.exhaustive
 def test_the_voice_agent_speaks_sentence_by_sentence(tmp_path):
     require("turbo")
     done = run(tmp_path, ROOT / "examples" / "voice_agent.py")
@@ -68,6 +69,7 @@ def test_the_voice_agent_speaks_sentence_by_sentence(tmp_path):
     assert len(lines) >= 3 and sum(float(seconds) for seconds, _ in lines) > 1.0  # at least a block for each sentence
 
 
+@pytest.mark.exhaustive
 def test_lines_of_json_become_recordings(tmp_path):
     lines = [{"text": "One."}, {"text": "Two.", "temperature": -1}, {"text": "Three.", "seed": 9}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -106,6 +108,7 @@ def test_a_book_is_read_and_goes_on_after_an_interruption(models, prebuilt, tmp_
     assert [one["title"] for one in json.loads(Path("book.chapters.json").read_text())] == ["One", "Two"]
 
 
+@pytest.mark.exhaustive
 def test_the_server_streams_to_a_client(tmp_path):
     require("turbo")
     httpx = pytest.importorskip("httpx")

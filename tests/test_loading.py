@@ -146,7 +146,7 @@ def test_the_device_can_be_left_to_us_and_be_an_object(saved):
     with synthetic.architecture("tiny"):
         one = turbo.load("vc", folder=saved("vc"), optimize=False)
         other = turbo.load("vc", torch.device("cpu"), folder=saved("vc"), optimize=False)
-    assert one.device == ("cuda" if torch.cuda.is_available() else "cpu") and other.device == "cpu"
+    assert one.device == ("cuda" if torch.cuda.is_available() else "cpu") and other.device == torch.device("cpu")
 
 
 def test_a_wrong_configuration_is_found_before_anything_is_loaded(tmp_path):

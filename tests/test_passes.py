@@ -127,6 +127,7 @@ def test_every_pass_is_in_the_table():
     assert len({str(case) for case in CASES}) == len(CASES), "two rows have one id: give them a variant"
 
 
+@pytest.mark.each_family
 @pytest.mark.parametrize("case, family", rows())
 def test_pass_keeps_its_promise(models, case, family):
     model = models(family)
@@ -267,6 +268,7 @@ def test_pairs_keep_the_weaker_promise(models, a, b, family):
     assert not hasattr(model, "turbo")
 
 
+@pytest.mark.each_family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_preset_equals_upstream(models, family):
     """Eight texts by one seed and one by three, tokens and samples; voice conversion takes seeds only."""

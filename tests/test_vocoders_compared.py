@@ -174,6 +174,7 @@ def test_precisions_of_the_command_are_those_of_the_settings():
     assert tuple(each.value for each in PrecisionName) == PRECISIONS
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_the_command_and_its_evaluation(audio, tmp_path, capsys):
     arguments = ["vocoder", "train", "--audio", str(audio), "-o", str(tmp_path / "run"), *SMALL, *QUICK]
     assert main([*arguments, "--steps", "2"]) == 0

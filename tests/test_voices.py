@@ -621,6 +621,7 @@ def test_pickles_of_something_else_are_not_opened(two, tmp_path):
     assert voice_files.read_any(path, "english").family == "english"
 
 
+@pytest.mark.exhaustive
 def test_a_thousand_switches_leave_nothing_behind(two):
     model = two("english")
     voices = model.turbo.voices
