@@ -85,8 +85,11 @@ class Running:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(httpx.TransportError, ValueError, KeyError):
-                if self.program.ready(self.client.get(self.program.health).json()):
+                state = self.client.get(self.program.health).json()
+                if self.program.ready(state):
                     return time.perf_counter() - start
+                if state.get("initialization_state") == "error":
+                    break
             time.sleep(0.2)
         words = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         raise RuntimeError(f"{self.program.name}, {self.how}: no model.\n{words}")
@@ -127,7 +130,7 @@ class Answers:
     def take(self, client: httpx.Client, case: Any, number: int) -> None:
         try:
             self.samples[number], self.first[number], self.seconds[number] = ask(client, case, number)
-        except (NoSpeech, httpx.HTTPError) as error:
+        except (NoSpeech, httpx.HTTPError, soundfile.SoundFileError, ValueError, KeyError) as error:
             self.failures.append(f"{case.name}, {number}: {type(error).__name__}: {error}")
 
     def against(self, plain: Answers) -> dict[str, Any]:
