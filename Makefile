@@ -1,5 +1,6 @@
 # make demo   upstream and optimized side by side; results in out/demo
-# make test   the CPU suite but the tests marked exhaustive (every combination, every place of a fault, kills):
+# make test   the CPU suite but the tests marked exhaustive (every combination, every place of a fault, kills; all families
+#             but one where a test is there for several):
 # make test-exhaustive    those
 # make matrix chosen tests in environments with other versions, and docs/versions.md (an hour or more; about 25 GB on
 #             disk for uv's cache; MATRIX="--only TEXT" and so on; python3.10 to python3.13 on PATH or in PYTHONS)
