@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
+import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +18,8 @@ from serve_tools import LONG, SPEECH, TEXT, VOICES, asked, pcm, samples, serving
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
+from chatterbox_turbo.runtime.t3.service import Service
 from chatterbox_turbo.server import audio
-from chatterbox_turbo.server.refusals import refused
-from chatterbox_turbo.server.worker import BusyError, SpeechWorker
 from chatterbox_turbo.speech.files import as_16_bit
 from chatterbox_turbo.speech.stream import joined
 
@@ -196,6 +196,20 @@ def test_a_voice_is_uploaded_spoken_with_kept_and_deleted(speaker, tmp_path, voi
         assert not [*tmp_path.iterdir()] and client.post(SPEECH, json=asked(voice="anna")).status_code == 400
 
 
+def test_what_others_do_to_the_folder_of_voices_is_noticed(speaker, tmp_path, voice):
+    with serving(speaker, tmp_path) as running, running.client() as client:
+        form = {"data": {"name": "anna"}, "files": {"audio_sample": ("a", Path(voice).read_bytes())}}
+        assert client.post(VOICES, **form).status_code == 201
+        hers = pcm(client.post(SPEECH, json=asked(voice="anna")).content)
+        (tmp_path / "ben.safetensors").write_bytes((tmp_path / "anna.safetensors").read_bytes())
+        (tmp_path / "bad.safetensors").write_text("no voice")
+        assert np.array_equal(pcm(client.post(SPEECH, json=asked(voice="ben")).content), hers)
+        (tmp_path / "anna.safetensors").unlink()
+        assert [one["id"] for one in client.get(VOICES).json()["voices"]] == ["default", "ben"]
+        assert client.post(SPEECH, json=asked(voice="anna")).status_code == 400
+        assert client.delete(f"{VOICES}/ben").status_code == 200
+
+
 def test_a_key_is_asked_for(speaker):
     with serving(speaker, key="secret") as running, running.client() as client:
         for headers in (
@@ -214,22 +228,39 @@ def test_a_key_is_asked_for(speaker):
         assert client.post(SPEECH, json=asked(), headers=key).status_code == 200
 
 
-def test_what_does_not_fit_the_queue_is_refused_and_who_leaves_makes_room(speaker):
-    async def crowded():
-        worker = SpeechWorker(speaker, slots=1, queue=1)
-        try:
-            spoken, waits = (worker.submit({"text": LONG, "seed": 3}, live=True) for _ in range(2))
-            with pytest.raises(BusyError, match="are in flight and") as busy:
-                worker.submit({"text": TEXT, "seed": 3}, live=True)
-            answer = refused(busy.value)
-            assert answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1 and answer.code == "busy"
-            waits.cancel()
-            last = worker.submit({"text": TEXT, "seed": 3}, live=True)
-            spoken.cancel()
-            assert [block async for block in last.blocks()] and waits.over
-        finally:
-            worker.close()
-        return worker
+def test_what_does_not_fit_the_queue_is_refused_and_who_leaves_makes_room(speaker, monkeypatch):
+    engine, step, count, go = speaker.turbo.token_model, Service._step, [], threading.Event()
 
-    worker = asyncio.run(asyncio.wait_for(crowded(), 200))
-    assert not worker.alive and worker.idle and len(speaker.turbo.token_model.service) == 0
+    def held(service):
+        count.append(1)
+        assert len(count) < 60 or go.wait(200)  # after a first block nothing goes on until it may
+        step(service)
+
+    monkeypatch.setattr(Service, "_step", held)
+    with (
+        serving(speaker, slots=1, queue=1) as running,
+        running.client() as first,
+        running.client() as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        worker = running.served.worker
+        with first.stream("POST", SPEECH, json=asked(LONG, stream=True)) as answer:
+            blocks = answer.iter_raw()  # kept: without it the connection would be closed
+            next(blocks)
+            with socket.create_connection(("127.0.0.1", running.port)) as hasty:
+                body = json.dumps(asked()).encode()
+                head = f"POST {SPEECH} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                hasty.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                wait(lambda: worker.waiting == 1)
+                refused = second.post(SPEECH, json=asked())
+                assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["code"] == "busy" and worker.waiting == 1
+            wait(lambda: worker.waiting == 0)
+            waiting = pool.submit(second.post, SPEECH, json=asked())
+            wait(lambda: worker.waiting == 1)
+        go.set()  # the first one has left in the middle of its speech
+        assert waiting.result().status_code == 200
+        running.settle()
+        assert len(engine.service) == 0 and engine.service._run is None
+        wait(lambda: 'speech_requests_total{outcome="cancelled"} 2.0' in running.served.measures.text().decode())
+        assert 'speech_requests_total{outcome="done"} 1.0' in running.served.measures.text().decode()

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
+from ..speech.lines import RESULTS, Line, finished, results_of, speak_lines
 from . import options
-from .loading import Wanted, load_model
+from .loading import Wanted
+from .on_ray import Actors, speaking_on_ray
 from .options import ModelName
 from .progress import duration, ended_by_sigterm, progress_bar
-from .prompts import Prompt, arguments_of, read_prompts
+from .prompts import arguments_of, digest_of, read_prompts
 from .screen import Screen
+from .speaking import speaking_model
 from .voice_folder import chosen
 
-RESULTS = "results.jsonl"
 TOLD = 5  # failures
+SLOTS = 8  # of an actor
 
 
 class FormatName(str, Enum):
@@ -35,7 +38,9 @@ def batch(
     context: typer.Context,
     prompts: Annotated[
         Path,
-        typer.Argument(exists=True, dir_okay=False, metavar="PROMPTS", help="One JSON object a line, in UTF-8."),
+        typer.Argument(
+            exists=True, dir_okay=False, metavar="PROMPTS", help="One JSON object a line, in UTF-8; or .parquet."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", file_okay=False, metavar="FOLDER", help="For the files.")],
     format: Annotated[FormatName, typer.Option("--format", help="Of the files.")] = FormatName.wav,
@@ -58,6 +63,17 @@ def batch(
     size: options.SizeByWeights = None,
     checkpoint: options.Checkpoint = None,
     stop_after: options.StopAfter = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="On the Ray that RAY_ADDRESS names, else on one of this machine's: docs/cluster.md."
+        ),
+    ] = False,
+    actors: Annotated[int | None, typer.Option("--actors", min=1, help="Of Ray; as many as there is room for.")] = None,
+    actor_cpus: Annotated[float, typer.Option("--actor-cpus", min=0.0, help="That an actor holds.")] = 1.0,
+    actor_gpus: Annotated[
+        float | None, typer.Option("--actor-gpus", min=0.0, help="That an actor holds; 1 where Ray has GPUs.")
+    ] = None,
 ) -> None:
     """Speak many texts, several at once.
 
@@ -68,13 +84,15 @@ def batch(
     """
     screen = options.screen_of(context)
     options.check_speaks(model)
+    if not ray and (actors is not None or actor_gpus is not None):
+        raise typer.BadParameter("--actors and --actor-gpus are for --ray.")
     voices, spoken_with = chosen(voice, voice_folder)
     with screen.step("importing torch"), screen.quiet():
-        from ..api import apply
         from ..upstream.loading import model_class
     settings = options.configuration(screen, preset, config)
     size = options.size_for(size, checkpoint)
-    wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
+    device = device if ray and device == "auto" else options.device_named(device)
+    wanted = Wanted(model.value, device, size, stop_after, synthetic, checkpoint, fallback=False)
     with screen.step("importing chatterbox-tts"), screen.quiet():
         options.check_language(model, language)
         family = model_class(model.value)
@@ -87,24 +105,27 @@ def batch(
     about = settings.model_dump()
     about["decoding"].pop("progress")
     made_by = (model.value, str(checkpoint), stop_after, about, *(["times"] if times else []))
-    digests = {line.line: line.digest(*made_by, voices=voices.digests) for line in lines}
+    lines = [replace(line, digest=digest_of(line, *made_by, voices=voices.digests)) for line in lines]
     done = finished(output)
-    left = [line for line in lines if done.get(f"{line.name}.{format.value}") != digests[line.line]]
+    left = [line for line in lines if done.get(f"{line.name}.{format.value}") != line.digest]
     if len(left) < len(lines):
         screen.note(f"{len(lines) - len(left):,} of {len(lines):,} lines are finished already")
     if not left:
         screen.print(f"{output}: all {len(lines):,} lines are finished")
         return
-    loaded = load_model(screen, wanted)
-    with screen.step("preparing"), screen.quiet():
-        apply(loaded.model, settings)
-        voices.load(loaded.model, sorted({line.item["voice"] for line in left if "voice" in line.item}))
-    if loaded.kind == "synthetic":
-        screen.print(f"model: {loaded.description}")
-    work = Work(screen, loaded.model, output, format.value, digests)
+    named = sorted({line.item["voice"] for line in left if "voice" in line.item})
+    how: dict[str, Any] = {"ending": format.value, "times": times}
+    if ray:
+        held = Actors(actors, actor_cpus, actor_gpus)
+        how["slots"] = slots or SLOTS
+        speaking: Any = speaking_on_ray(screen, left, output, held, wanted, settings, voices, named, **how)
+    else:
+        loaded = speaking_model(screen, wanted, settings, voices, named)
+        speaking = nullcontext(speak_lines(loaded, left, output, slots=slots, **how))
+    work = Work(screen, output)
     try:
-        with ended_by_sigterm():
-            work.run(left, slots, times)
+        with ended_by_sigterm(), speaking as spoken:
+            work.run(left, spoken)
     except KeyboardInterrupt:
         screen.note(f"{work.spoken:,} of {len(left):,} lines are finished: the same command goes on")
         raise
@@ -121,19 +142,6 @@ def batch(
         raise typer.Exit(1)
 
 
-def finished(folder: Path) -> dict[str, str]:
-    """File and digest of each line that ``results.jsonl`` has, whose file is there."""
-    found: dict[str, str] = {}
-    results = folder / RESULTS
-    for line in results.read_bytes().splitlines() if results.exists() else []:
-        try:
-            result = json.loads(line)
-            found[result["file"]] = "" if result["error"] else result["digest"]
-        except (ValueError, KeyError, TypeError):  # what an interruption has cut
-            continue
-    return {file: digest for file, digest in found.items() if digest and (folder / file).is_file()}
-
-
 class Work:
     """Lines on their way to files.
 
@@ -142,76 +150,34 @@ class Work:
         failures: a line of text each.
     """
 
-    def __init__(self, screen: Screen, model: Any, folder: Path, ending: str, digests: dict[int, str]):
-        self._screen, self._model = screen, model
-        self._folder, self._ending, self._digests = folder, ending, digests
+    def __init__(self, screen: Screen, folder: Path):
+        self._screen, self._folder = screen, folder
         self.spoken, self.seconds, self.elapsed = 0, 0.0, 0.0
         self.failures: list[str] = []
 
-    def run(self, lines: Sequence[Prompt], slots: int | None, times: bool = False) -> None:
-        """Speak lines, and add what became of each to ``results.jsonl`` as it does.
+    def run(self, lines: Sequence[Line], spoken: Generator[tuple[Line, dict[str, Any]], None, None]) -> None:
+        """Have lines spoken, and add what became of each to ``results.jsonl`` as it does.
 
         Raises:
             TurboError: a file cannot be written.
         """
         from ..text import estimate_tokens
 
-        sizes = [1.0 + estimate_tokens(line.item["text"], line.item.get("language_id")) for line in lines]
+        sizes = {line.name: 1.0 + estimate_tokens(line.item["text"], line.item.get("language_id")) for line in lines}
         done, start = 0.0, time.perf_counter()
-        items = (line.item for line in lines)
-        series: Iterator[Any] = self._model.turbo.as_completed(items, slots, True, times)
         with (
-            (self._folder / RESULTS).open("a+b") as results,
-            progress_bar(self._screen, "speaking", sum(sizes)) as show,
+            results_of(self._folder) as add,
+            progress_bar(self._screen, "speaking", sum(sizes.values())) as show,
             self._screen.quiet(bars=True),
-            closing(series),
+            closing(spoken),
         ):
-            _end_line(results)
             show(0.0, f"0 of {len(lines):,} lines")
-            for number, result in series:
-                self._keep(lines[number], result, results)
-                done, self.elapsed = done + sizes[number], time.perf_counter() - start
+            for line, record in spoken:
+                add(record)
+                if record["error"] is None:
+                    self.spoken, self.seconds = self.spoken + 1, self.seconds + record["seconds"]
+                else:
+                    self.failures.append(f"line {line.number} ({line.name}): {record['error']}")
+                done, self.elapsed = done + sizes[line.name], time.perf_counter() - start
                 failed = f", {len(self.failures)} failed" if self.failures else ""
                 show(done, f"{self.spoken + len(self.failures):,} of {len(lines):,} lines{failed}")
-
-    def _keep(self, line: Prompt, result: Any, results: BinaryIO) -> None:
-        from ..errors import TurboError, describe
-        from ..speech.files import KEPT, audio_written
-        from ..speech.times import TimedSpeech
-
-        name = f"{line.name}.{self._ending}"
-        known = {"id": line.name, "line": line.line, "file": name, "seconds": None, "seed": line.item["seed"]}
-        error = None
-        if isinstance(result, Exception):
-            error = describe(result)
-            self.failures.append(f"line {line.line} ({line.name}): {error}")
-        else:
-            if isinstance(result, TimedSpeech):
-                known["sentences"] = [_told(one) for one in result.sentences]
-                known["words"] = [_told(one) for one in result.words]
-                result = result.samples
-            samples, rate = result.squeeze(0).cpu().numpy(), self._model.sr
-            with audio_written(self._folder / name, rate) as write:
-                write(samples)
-            known["seconds"] = len(samples) / rate
-        told = {**known, "error": error, "digest": self._digests[line.line]}
-        try:
-            results.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
-            results.flush()
-        except OSError as full:
-            raise TurboError(f"{results.name} cannot be written: {full.strerror or full}.", "", KEPT) from full
-        if error is None:
-            self.spoken, self.seconds = self.spoken + 1, self.seconds + known["seconds"]
-
-
-def _told(one: Any) -> dict[str, Any]:
-    """A sentence or word, in seconds."""
-    return {"text": one.text, "start": round(one.start, 3), "end": round(one.end, 3), "source": one.source}
-
-
-def _end_line(results: BinaryIO) -> None:
-    """End a last line that an interruption has cut, so that the next one is its own."""
-    if results.seek(0, 2):
-        results.seek(-1, 2)
-        if results.read(1) != b"\n":
-            results.write(b"\n")

@@ -1,4 +1,4 @@
-"""Lines of JSON that say what is spoken: all of them are looked at before anything is."""
+"""Lines of JSON, or rows of a Parquet file, that say what is spoken: all are looked at before anything is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any
 
 from ..config.messages import nearest
-from ..errors import InvalidRequestError, brief
+from ..errors import InvalidRequestError, brief, describe
+from ..speech.lines import Line
 from .voice_folder import VoiceFolder
 
 SHOWN = 5  # mistakes in a message
@@ -23,27 +23,19 @@ _REFUSED = re.compile(r'[\x00-\x1f<>:"/\\|?*\x7f]')  # by one file system or ano
 LONGEST = 200  # bytes of a file's name, without its ending
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A line: its number from 1 on, the name of its file, and an item of a batch."""
+def digest_of(line: Line, *others: Any, voices: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What the audio of a line depends on, told in 16 characters; a recording by its size and when it was changed.
 
-    line: int
-    name: str
-    item: Mapping[str, Any]
-
-    def digest(self, *others: Any, voices: Mapping[str, str] = MappingProxyType({})) -> str:
-        """What its audio depends on, told in 16 characters; a recording by its size and when it was changed.
-
-        ``voices``: digests of named voices.
-        """
-        found = {**self.item}
-        if "voice" in found:
-            found["voice"] = [found["voice"], voices[found["voice"]]]
-        if path := found.get("audio_prompt_path"):
-            about = Path(path).stat()
-            found["audio_prompt_path"] = [str(path), about.st_size, about.st_mtime_ns]
-        data = json.dumps([found, *others], sort_keys=True, default=str)
-        return hashlib.sha256(data.encode()).hexdigest()[:16]
+    ``voices``: digests of named voices.
+    """
+    found = {**line.item}
+    if "voice" in found:
+        found["voice"] = [found["voice"], voices[found["voice"]]]
+    if path := found.get("audio_prompt_path"):
+        about = Path(path).stat()
+        found["audio_prompt_path"] = [str(path), about.st_size, about.st_mtime_ns]
+    data = json.dumps([found, *others], sort_keys=True, default=str)
+    return hashlib.sha256(data.encode()).hexdigest()[:16]
 
 
 def arguments_of(generate: Any) -> tuple[str, ...]:
@@ -58,8 +50,8 @@ def read_prompts(
     defaults: Mapping[str, Any],
     languages: Iterable[str] = (),
     voices: VoiceFolder | None = None,
-) -> list[Prompt]:
-    """The lines of a file in UTF-8, empty ones left out.
+) -> list[Line]:
+    """The lines of a file: JSON in UTF-8, empty lines left out; or Parquet, whose columns are a line's keys.
 
     Args:
         arguments: names that a line may have beside ``id``, ``text``, ``seed`` and ``voice`` (a name that ``voices``
@@ -72,36 +64,58 @@ def read_prompts(
     Raises:
         InvalidRequestError: lines are wrong; the message has the first of them, each with its number.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InvalidRequestError(f"{path}: line {number}: not in UTF-8: {error.reason}.") from error
     known = tuple(dict.fromkeys((*OWN, *arguments)))
     voices = voices or VoiceFolder(None)
-    prompts: list[Prompt] = []
+    found: list[Line] = []
     wrong: list[str] = []
     used: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in _rows(path):
         try:
-            values = _object(line)
+            values = _object(row) if isinstance(row, str) else row
             name = _name(values.pop("id", number))
             values = _item(values, known, set(languages), voices)
             rest = defaults if _VOICE.isdisjoint(values) else {k: v for k, v in defaults.items() if k not in _VOICE}
             item = {"seed": seed + number, **rest, **values}
             if (first := used.setdefault(name.casefold(), number)) != number:
                 raise ValueError(f"the id {brief(name)} is that of line {first} too")
-            prompts.append(Prompt(number, name, item))
+            found.append(Line(number, name, item))
         except ValueError as error:
             wrong.append(f"line {number}: {str(error).rstrip('.')}")
     if wrong:
         rest = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise InvalidRequestError(f"{path}: {'; '.join(wrong[:SHOWN])}{rest}.", "", "Nothing has been spoken.")
-    if not prompts:
+    if not found:
         raise InvalidRequestError(f"{path} has no lines.", "", 'One a line: {"text": "..."}.')
-    return prompts
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Lines with their numbers, from 1 on; of Parquet what is not null."""
+    if path.suffix.lower() == ".parquet":
+        for number, row in enumerate(_table(path), 1):
+            yield number, {name: value for name, value in row.items() if value is not None}
+        return
+    content = path.read_bytes()
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise InvalidRequestError(f"{path}: line {number}: not in UTF-8: {error.reason}.") from error
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InvalidRequestError(
+            f"{path} cannot be read: {error}.", "", "Parquet needs pip install 'chatterbox-turbo[ray]'."
+        ) from error
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InvalidRequestError(f"{path} is no Parquet file: {describe(error)}.") from error
 
 
 def _object(line: str) -> dict[str, Any]:

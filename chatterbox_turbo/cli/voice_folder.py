@@ -60,6 +60,10 @@ class VoiceFolder:
             "and no recording of that name."
         )
 
+    def absolute(self) -> VoiceFolder:
+        """The same for a process with another working directory."""
+        return VoiceFolder(self._folder and self._folder.resolve())
+
     def load(self, model: Any, names: Sequence[str]) -> None:
         """Give an optimized model voices of this folder.
 

@@ -60,6 +60,17 @@ def whole(name: str, value: Any) -> int:
     return int(given)
 
 
+def count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of things.
+
+    Raises:
+        InvalidRequestError: it is none, or below ``least``.
+    """
+    if (given := whole(name, value)) < least:
+        raise InvalidRequestError(f"{name} is {given}, but must be {least} or more.")
+    return given
+
+
 def plain(name: str, value: Any) -> Any:
     """An argument of ``generate`` as upstream takes it: numbers of known names as Python's, all others untouched.
 

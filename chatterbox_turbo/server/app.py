@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class SpeechServer:
             message = f"This server's libsndfile does not write {asked.response_format}, but {known}."
             raise Refusal(400, message, "invalid_request", "response_format")
         seed = random.SystemRandom().randint(0, LARGEST_SEED) if asked.seed is None else asked.seed
+        await self._looked()
         given |= {"seed": seed, **self.voices.argument(asked.voice)}
         try:
             job = self.worker.submit(given, asked.streams)
@@ -131,6 +132,7 @@ class SpeechServer:
 
     async def list_voices(self) -> dict[str, Any]:
         """Voices by name."""
+        await self._looked()
         return {"object": "list", "voices": self.voices.listed()}
 
     async def add_voice(self, request: Request) -> dict[str, Any]:
@@ -148,6 +150,12 @@ class SpeechServer:
         """Forget a voice."""
         gone = await self._told(lambda: self.voices.remove(name))
         return {"object": "audio.voice", "id": gone, "deleted": True}
+
+    async def _looked(self) -> None:
+        """Know what others have done to the folder of voices."""
+        if self.voices.stale:
+            with suppress(BusyError):  # later, then
+                await self.worker.call(self.voices.refresh)
 
     async def _told(self, function: Any) -> Any:
         try:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
 from ..config.messages import nearest
-from ..errors import InvalidRequestError, VoiceFileError, brief
+from ..errors import InvalidRequestError, TurboError, VoiceFileError, brief
 from ..runtime.voice import names
 from ..upstream import voice_files
 from .limits import Limits
 from .recordings import check
 from .refusals import Refusal
 
+logger = logging.getLogger(__name__)
+
 OWN = "default"  # the voice that the model has
 
 
 class ServedVoices:
-    """Voices of an optimized model; ``add`` and ``remove`` are for the thread that speaks.
+    """Voices of an optimized model; ``add``, ``remove`` and ``refresh`` are for the thread that speaks.
+
+    What others put into the folder or take out of it, another server perhaps, is noticed: ``stale``, ``refresh``.
 
     Args:
         folder: where voices are read from and kept, which exists; without one they go with the server.
@@ -29,9 +34,38 @@ class ServedVoices:
 
     def __init__(self, model: Any, folder: Path | None, limits: Limits):
         self._model, self._folder, self._limits = model, folder, limits
+        self._given = {*model.turbo.voices.list()}  # in no folder
+        self._seen = self._changed()
         if folder is not None:
             model.turbo.voices.load(folder)
         self._most = len(model.turbo.voices.list()) + limits.voices
+
+    def _changed(self) -> int:
+        """When the folder was changed, in ns."""
+        try:
+            return 0 if self._folder is None else self._folder.stat().st_mtime_ns
+        except OSError:
+            return self._seen
+
+    @property
+    def stale(self) -> bool:
+        """Whether the folder has changed since."""
+        return self._changed() != self._seen
+
+    def refresh(self) -> None:
+        """Know the voices that the folder has now; what cannot be read is logged and left out."""
+        if self._folder is None or not self.stale:
+            return
+        self._seen, kept = self._changed(), self._model.turbo.voices
+        there = {names.composed(stem) for stem in voice_files.named_in(self._folder)}
+        known = {*kept.list()}
+        for name in sorted(there - known):
+            try:
+                kept.load(self._folder, [name])
+            except TurboError as error:
+                logger.warning("The voice %s of the folder is left out: %s", brief(name), error)
+        for name in known - there - self._given:
+            kept.remove(name)
 
     def listed(self) -> list[dict[str, Any]]:
         """What there is to know of each."""
@@ -65,6 +99,7 @@ class ServedVoices:
         Raises:
             Refusal: it is no recording, the name cannot be one or is taken, or there is no room.
         """
+        self.refresh()
         kept = self._model.turbo.voices
         try:
             name = names.checked(name)
@@ -93,6 +128,7 @@ class ServedVoices:
         Raises:
             Refusal: there is no such voice, it is the model's own, or the file cannot be deleted.
         """
+        self.refresh()
         name = names.composed(name)
         if name == OWN:
             raise Refusal(409, "The model's own voice stays.", "voice_stays", "name")

@@ -1,0 +1,157 @@
+"""A job on Ray Data: lines to audio files, by actors that each load a model once.
+
+Ray gives the batches to actors, starts actors again that have ended, and gives their batches to others. What it
+cannot know is in the ``Spool``: which lines of such a batch are finished, and which have been there at every end.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidRequestError, TurboError, describe
+from ..runtime.arguments import count
+from ..speech.lines import Line, failed, speak_lines
+from .packing import batches
+from .ray_itself import imported
+from .spool import Spool
+
+SLOTS = 8  # lines that an actor decodes at once
+ALONE = 2  # times that a line was begun and not finished, from which on it is spoken beside no other
+MOST = 4  # and from which on it is not spoken any more
+
+
+def speak(
+    lines: Sequence[Line],
+    folder: Path,
+    load: Callable[[], Any],
+    *,
+    ending: str = "wav",
+    slots: int = SLOTS,
+    times: bool = False,
+    actors: int | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+) -> Generator[tuple[Line, dict[str, Any]], None, None]:
+    """Each line with its record (as of ``speech.lines.speak_lines``), a batch after the other.
+
+    There is exactly one file a line afterwards, whatever ends meanwhile: an actor, or this process, whose next call
+    with the same lines goes on. Runs on the Ray that this process is connected to, else on one of its own.
+
+    Args:
+        lines: no two of one name.
+        folder: for the files; every machine sees it under this path.
+        load: gives the optimized model; pickled, and called once an actor.
+        ending: ``wav`` or ``flac``.
+        slots: lines that an actor decodes at once.
+        times: also of sentences and words.
+        actors: how many; by default as many as Ray has room for, and batches to give them.
+        cpus, gpus: that an actor holds.
+
+    Raises:
+        InvalidRequestError: an argument is out of range, or Ray has no room for one actor.
+        TurboError: Ray is not installed; a model cannot be loaded; a file cannot be written.
+    """
+    ray = imported("data")
+    count("slots", slots)
+    folder = folder.resolve()
+    spool = Spool(folder)
+    spool.open()
+    left = {line.name: line for line in lines}
+    for line, record in spool.left_over(lines):
+        del left[line.name]
+        yield line, record
+    if left:
+        number = _actors(ray, actors, cpus, gpus)
+        work = batches([*left.values()], number, slots)
+        rows = [{"lines": pickle.dumps(one)} for one in work]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Speaker,
+            fn_constructor_args=(load, folder, ending, slots, times),
+            batch_size=None,
+            # one batch after the other, or the last ones would wait for each other
+            compute=ray.data.ActorPoolStrategy(size=min(number, len(rows)), max_tasks_in_flight_per_actor=1),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        try:
+            for row in data.iter_rows():
+                record = pickle.loads(row["record"])
+                if isinstance(record, TurboError):
+                    raise record
+                # of a batch that was given to two, one comes first
+                if (line := left.pop(record["id"], None)) is not None:
+                    yield line, record
+                    spool.forget(line)
+        except ray.exceptions.RayError as error:
+            raise TurboError(
+                f"The job on Ray failed: {describe(error)}.", "", "What is finished is kept: do the same again."
+            ) from error
+    if left:
+        raise TurboError(f"{len(left)} lines were lost.", "Ray has ended the job before its end.", "Do the same again.")
+    spool.clear()
+
+
+class Speaker:
+    """One model, for one batch after the other; an actor's class."""
+
+    def __init__(self, load: Callable[[], Any], folder: Path, ending: str, slots: int, times: bool):
+        self._load, self._ending, self._slots, self._times = load, ending, slots, times
+        self._spool, self._model = Spool(folder), None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``lines``: pickled, of one batch each, to ``record``: pickled, of one line each, or the error that ends it."""
+        try:
+            records: list[Any] = [one for lines in batch["lines"] for one in self._records(pickle.loads(lines))]
+        except TurboError as error:  # Ray would hand on its text alone
+            records = [error]
+        return {"record": np.array([pickle.dumps(one) for one in records], dtype=object)}
+
+    def _records(self, lines: Sequence[Line]) -> list[dict[str, Any]]:
+        found = {line.name: self._spool.record(line) for line in lines}
+        left = [line for line in lines if found[line.name] is None]
+
+        def finish(line: Line, record: dict[str, Any]) -> None:
+            self._spool.finish(line, record, desk)
+            found[line.name] = record
+
+        begun = {line.name: self._spool.begun(line) for line in left}
+        together = [line for line in left if begun[line.name] < ALONE]
+        alone = [[line] for line in left if ALONE <= begun[line.name] < MOST]
+        with self._spool.desk() as desk:
+            for line in left:
+                if begun[line.name] >= MOST:
+                    why = f"the process that speaks it has ended {begun[line.name]} times"
+                    finish(line, failed(line, self._ending, why))
+            for group in filter(None, (together, *alone)):
+                for line in group:
+                    self._spool.begin(line)
+                # only now: whoever ends while it loads has begun something, and does not begin it for ever
+                self._model = self._model or self._load()
+                for line, record in speak_lines(self._model, group, desk, self._ending, self._slots, self._times):
+                    finish(line, record)
+        return [*found.values()]
+
+
+def _actors(ray: Any, asked: int | None, cpus: float, gpus: float) -> int:
+    """How many there are to be.
+
+    Raises:
+        InvalidRequestError: there is no room for one.
+    """
+    if not ray.is_initialized():
+        ray.init()
+    if asked is not None:
+        return count("actors", asked)
+    there = ray.cluster_resources()
+    room = [there.get(name, 0.0) / each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
+    if room and min(room) < 1:
+        raise InvalidRequestError(
+            f"Ray has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, "
+            f"and an actor asks for {cpus:g} and {gpus:g}."
+        )
+    return int(min(room, default=1))

@@ -1,0 +1,100 @@
+"""What actors have done and begun, in a folder that survives them and the driver: ``.spool``, beside the audio.
+
+An actor leaves a record for each line that it has finished, and a mark for each that it has begun. Who speaks a batch
+that another one has begun leaves out what is finished, and speaks alone what may have ended the other's process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..speech.files import write_json
+from ..speech.lines import Line
+
+FOLDER = ".spool"
+
+
+class Spool:
+    """Of one folder of audio files."""
+
+    def __init__(self, folder: Path):
+        self._audio, self._folder = folder, folder / FOLDER
+
+    # -- for the driver
+
+    def open(self) -> None:
+        """Make the folder."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def left_over(self, lines: Iterable[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+        """Those of the lines that an earlier job has finished, with their records."""
+        present = {*os.listdir(self._folder)}
+        for line in lines:
+            if f"{_key(line)}.json" in present and (record := self.record(line)) is not None:
+                yield line, record
+
+    def forget(self, line: Line) -> None:
+        """Its record is elsewhere by now."""
+        for ending in ("json", "begun"):
+            (self._folder / f"{_key(line)}.{ending}").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """All records are elsewhere."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # -- for an actor
+
+    def record(self, line: Line) -> dict[str, Any] | None:
+        """Of a line that is finished."""
+        try:
+            record = json.loads((self._folder / f"{_key(line)}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        spoken = record["error"] is None
+        return record if not spoken or (self._audio / record["file"]).is_file() else None
+
+    def begun(self, line: Line) -> int:
+        """How often it was begun."""
+        try:
+            return (self._folder / f"{_key(line)}.begun").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def begin(self, line: Line) -> None:
+        """Mark it."""
+        with (self._folder / f"{_key(line)}.begun").open("ab") as file:
+            file.write(b".")
+
+    @contextmanager
+    def desk(self) -> Iterator[Path]:
+        """A folder of this process alone for files that are not finished: another one may still write the same."""
+        desk = self._folder / uuid.uuid4().hex
+        desk.mkdir()
+        try:
+            yield desk
+        finally:
+            shutil.rmtree(desk, ignore_errors=True)
+
+    def finish(self, line: Line, record: Mapping[str, Any], desk: Path) -> None:
+        """Put a line's file in its place, and leave its record.
+
+        Raises:
+            TurboError: it cannot be written.
+        """
+        if record["error"] is None:
+            os.replace(desk / record["file"], self._audio / record["file"])
+        temporary = desk / f"{_key(line)}.json"
+        write_json(temporary, record)
+        os.replace(temporary, self._folder / temporary.name)
+
+
+def _key(line: Line) -> str:
+    return hashlib.sha256(f"{line.name}\0{line.digest}".encode(errors="surrogatepass")).hexdigest()[:32]
