@@ -3,9 +3,10 @@
 python benchmarks/cluster_model.py TABLE … [--profile cpu] [--family english] [--share 1] [--bench bench.json]
     [--tokens-per-second 1:36 8:161] [--lines 100000] [--rule planned]
 
-Tables: ``device``, one device; ``job``, a batch job on 1, 2, 4, … devices; ``rules``, three ways to make its batches;
-``serve``, first audio by load, and replicas for a load; ``burst``, what autoscaling costs; ``check``, formulas and
-measured figures against the model, with exit code 1 where one does not hold. Without any: all of them.
+Tables: ``profiles``, all devices that there are figures for; ``device``, one of them; ``job``, a batch job on 1, 2,
+4, … of it; ``rules``, three ways to make its batches (the last of ``--lines``); ``serve``, first audio by load, and
+replicas for a load; ``burst``, what autoscaling costs; ``check``, formulas and measured figures against the model, with
+exit code 1 where one does not hold. Without any: all of them.
 
 Profiles: ``cpu`` has figures that were measured; ``gpu-small`` and ``gpu-large`` are floors from counted bytes and
 operations and the rates of data sheets, and no GPU has confirmed them. ``--share`` is the share of these rates that is
@@ -22,12 +23,22 @@ from dataclasses import fields
 from pathlib import Path
 
 from cluster.check import check
-from cluster.devices import PROMPT_FRAMES, TOKENS_PER_SECOND, Device, from_bench, profiles, with_figures
+from cluster.devices import (
+    FAMILIES,
+    FRAMES_PER_TOKEN,
+    PROFILES,
+    PROMPT_FRAMES,
+    TOKENS_PER_SECOND,
+    Device,
+    from_bench,
+    profiles,
+    with_figures,
+)
 from cluster.job import SLOTS, Cluster, estimates, guided, line_lengths, planned, run_job, weighted
 from cluster.serving import Autoscaling, Served, serve
 
 RULES = {rule.__name__: rule for rule in (planned, weighted, guided)}
-TABLES = ("device", "job", "rules", "serve", "burst", "check")
+TABLES = ("profiles", "device", "job", "rules", "serve", "burst", "check")
 PER_DEVICE = ("bandwidth", "rate", "vocoder", "prefill", "kernel", "marking", "load")
 REQUESTS, SECONDS = 4000, 180.0  # of a row of ``serve``, at least
 
@@ -58,22 +69,40 @@ def device_table(device: Device, options: argparse.Namespace) -> None:
         step = device.step(requests, device.family.positions(tokens))
         speed = requests / step
         row(requests, f"{1000 * step:.3g}", f"{speed:,.0f}", f"{speed / TOKENS_PER_SECOND:,.3g}")
+    decoding, flow, vocoder = work(device, options)
+    head("seconds of work for a second of audio", "T3, eight at once", "flow matching", "vocoder, mark", "together")
+    row("lines as in `job`", *(f"{one:.3g}" for one in (decoding, flow, vocoder, decoding + flow + vocoder)))
+
+
+def work(device: Device, options: argparse.Namespace) -> tuple[float, float, float]:
+    """Seconds for a second of audio: T3 with all slots, flow matching, vocoder and watermark."""
     lengths, expected = lines_of(options, 2000)
     batches = [[lengths[number] for number in batch] for batch in planned(expected, 1)]
     audio = sum(lengths) / TOKENS_PER_SECOND
-    decoding = sum(device.decode(batch, SLOTS) for batch in batches) / audio
-    flow = sum(device.flow(PROMPT_FRAMES + 2 * length) for length in lengths) / audio
-    sound = sum(map(device.sound, lengths)) / audio
-    head("seconds of work for a second of audio", "T3, eight at once", "flow matching", "vocoder, mark", "together")
-    row("lines as in `job`", *(f"{one:.3g}" for one in (decoding, flow, sound - flow, decoding + sound)))
-    print(f"\n{1 / (decoding + sound):.3g} hours of audio an hour, {24 / (decoding + sound):,.0f} a day.")
+    decoding = sum(device.decode(batch, options.slots) for batch in batches) / audio
+    flow = sum(device.flow(PROMPT_FRAMES + FRAMES_PER_TOKEN * length) for length in lengths) / audio
+    return decoding, flow, sum(map(device.sound, lengths)) / audio - flow
+
+
+def profiles_table(options: argparse.Namespace) -> None:
+    """Every profile and family: where time goes, and devices for hours of audio a day."""
+    days = (100, 1000, 10_000, 100_000)
+    head("profile", "family", "share", "T3, eight at once", "flow matching", "vocoder, mark", "audio h/h",
+         *(f"for {hours:,} h a day" for hours in days))  # fmt: skip
+    for name in PROFILES:
+        for family in FAMILIES:
+            for share in (1.0,) if name == "cpu" else (1.0, 0.3):
+                parts = work(profiles(family, share)[name], options)
+                devices = (math.ceil(hours / 24 * sum(parts)) for hours in days)
+                cells = (name, family, "measured" if name == "cpu" else f"{share:.0%}")
+                row(*cells, *(f"{one:.3g}" for one in parts), f"{1 / sum(parts):.3g}", *(f"{n:,}" for n in devices))
 
 
 def job_table(device: Device, cluster: Cluster, options: argparse.Namespace, lines: int, rules: list[str]) -> None:
     """A job by the number of devices."""
     lengths, expected = lines_of(options, lines)
     hours = sum(lengths) / TOKENS_PER_SECOND / 3600
-    alone = sum(device.batch([lengths[number] for number in batch], SLOTS) for batch in planned(expected, 1))
+    alone = sum(device.batch([lengths[number] for number in batch], options.slots) for batch in planned(expected, 1))
     print(f"\n{lines:,} lines, {hours:,.1f} hours of audio; one device: {alone / 3600:,.1f} hours.")
     names = ("devices", "rule", "batches", "lines each", "job, s", "audio h/h", "efficiency")
     head(*names, "load", "small batches", "driver", "storage", "lost", "tail", "limit")
@@ -81,7 +110,7 @@ def job_table(device: Device, cluster: Cluster, options: argparse.Namespace, lin
         for rule in rules:
             numbers = RULES[rule](expected, actors)
             batches = [[lengths[number] for number in batch] for batch in numbers]
-            job = run_job(device, cluster, batches, actors, options.seed)
+            job = run_job(device, cluster, batches, actors, options.slots, options.seed)
             parts = {"load": job.waits["load"], "small batches": max(0.0, job.useful - alone)}
             parts |= {"driver": job.waits["driver"], "storage": job.waits["storage"]}
             parts |= {"lost": job.waits["again"], "tail": job.waits["tail"]}
@@ -113,20 +142,21 @@ def quantile(values: list[float], share: float) -> float:
 def capacity(device: Device, options: argparse.Namespace) -> float:
     """Requests a second of one replica whose slots are never empty."""
     lengths, _ = lines_of(options, 1000)
-    return 1000 / serve(device, [0.0] * 1000, lengths, 1, queue=10**6).span
+    return 1000 / serve(device, [0.0] * 1000, lengths, 1, slots=options.slots, queue=10**6).span
 
 
 def served_at(device: Device, options: argparse.Namespace, rate: float, replicas: int, choices: int = 2) -> Served:
     """Requests at a steady rate, long enough for every replica to see many."""
     times = arrivals_at([(rate, max(REQUESTS / rate, SECONDS))], options.seed)
-    return serve(device, times, lines_of(options, len(times))[0], replicas, choices=choices, seed=options.seed)
+    lengths, _ = lines_of(options, len(times))
+    return serve(device, times, lengths, replicas, slots=options.slots, choices=choices, seed=options.seed)
 
 
 def serve_tables(device: Device, options: argparse.Namespace) -> None:
     """First audio by utilization, and replicas for a load."""
     most = capacity(device, options)
     audio = most * sum(lines_of(options, 1000)[0]) / 1000 / TOKENS_PER_SECOND
-    print(f"\n{SLOTS} requests always in flight: {most:.3g} requests a second, {audio:.3g} s of audio.")
+    print(f"\n{options.slots} requests always in flight: {most:.3g} requests a second, {audio:.3g} s of audio.")
     head("replicas", "utilization", "first audio, s: p50", "p95", "p99", "p95, replica by chance", "refused")
     for replicas in (1, 8, 32):
         for share in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2):
@@ -135,9 +165,11 @@ def serve_tables(device: Device, options: argparse.Namespace) -> None:
             times = [f"{quantile(served.first, part):.2f}" for part in (0.5, 0.95, 0.99)]
             refused = served.refused / (served.refused + len(served.whole))
             row(replicas, f"{share:.0%}", *times, f"{quantile(chance.first, 0.95):.2f}", f"{refused:.1%}")
-    head(
-        "requests a second", "replicas by throughput alone", "for p95 of first audio under 1 s", "utilization", "p95, s"
-    )
+    alone = serve(device, [0.0], [round(options.median * TOKENS_PER_SECOND)], 1).first[0]
+    print(f"\nThe first audio of a request that is alone: {alone:.2f} s.")
+    if alone > 1.0:
+        return
+    head("requests a second", "replicas by throughput", "for p95 of first audio under 1 s", "utilization", "p95, s")
     for rate in (1, 10, 100):
         fewest = math.ceil(rate / most)
         low, high = fewest - 1, fewest
@@ -177,7 +209,7 @@ def burst_table(device: Device, options: argparse.Namespace) -> None:
         (4, 4, 30),
     ):
         scaling = Autoscaling(12, target, delay) if target else None
-        served = serve(device, times, lengths, replicas, scaling=scaling, seed=options.seed)
+        served = serve(device, times, lengths, replicas, slots=options.slots, scaling=scaling, seed=options.seed)
         refused = served.refused / len(times)
         said = (target, delay) if target else ("as they are", "")
         heard = (f"{quantile(served.first, 0.5):.2f}", f"{quantile(served.first, 0.95):.2f}")
@@ -189,8 +221,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
-    add("--profile", default="cpu", choices=("cpu", "gpu-small", "gpu-large"))
-    add("--family", default="english", choices=("english", "turbo"))
+    add("--profile", default="cpu", choices=PROFILES)
+    add("--family", default="english", choices=FAMILIES)
     add("--share", type=float, default=1.0, help="of a GPU's bandwidth and operations that is reached")
     add("--bench", type=Path, help="what `chatterbox-turbo bench --json` has written")
     add("--tokens-per-second", nargs="+", default=[], metavar="REQUESTS:TOKENS", help="of T3, by requests at once")
@@ -205,6 +237,7 @@ def parsed() -> argparse.Namespace:
     add("--sigma", type=float, default=0.6, help="of its logarithm")
     add("--longest", type=float, default=36.0, help="seconds of a line at most")
     add("--off", type=float, default=0.15, help="standard deviation of the logarithm of what the driver expects")
+    add("--slots", type=int, default=SLOTS, help="requests in T3's batch at once")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     if unknown := set(options.tables) - set(TABLES):
@@ -223,12 +256,14 @@ def main() -> None:
     device = with_figures(device, figures, options.tokens_per_second)
     cluster = Cluster(**{field.name: getattr(options, field.name) for field in fields(Cluster)})
     print(f"{options.profile}, {options.family}, share {options.share:g}: {device.source}")
+    if "profiles" in tables:
+        profiles_table(options)
     if "device" in tables:
         device_table(device, options)
     for lines in options.lines if "job" in tables else ():
         job_table(device, cluster, options, lines, [options.rule])
     if "rules" in tables:
-        job_table(device, cluster, options, options.lines[0], list(RULES))
+        job_table(device, cluster, options, options.lines[-1], list(RULES))
     if "serve" in tables:
         serve_tables(device, options)
     if "burst" in tables:

@@ -164,6 +164,7 @@ def interpolated(table: Sequence[tuple[float, float]], at: float) -> float:
     return max(1e-12, low + (at - x) * (high - low) / (y - x))
 
 
+PROFILES = ("cpu", "gpu-small", "gpu-large")
 MEASURED = "measured on two cores of an AMD EPYC, preset fast (docs/benchmarks.md)"
 SHEET = "not measured: operations and bytes counted, rates of a data sheet, {} s a kernel assumed"
 
@@ -197,7 +198,7 @@ def profiles(family: str, share: float) -> dict[str, Device]:
     floor = replace(cpu, steps=(), prefill=0.0, kernel=kernel, load=30.0, source=SHEET.format(kernel))
     small = replace(floor, bandwidth=300e9 * share, rate=121e12 * share, vocoder=30e12 * share)
     large = replace(floor, bandwidth=3350e9 * share, rate=989e12 * share, vocoder=67e12 * share)
-    return {"cpu": cpu, "gpu-small": small, "gpu-large": large}
+    return dict(zip(PROFILES, (cpu, small, large), strict=True))
 
 
 def from_bench(device: Device, path: Path) -> Device:

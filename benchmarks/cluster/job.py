@@ -44,8 +44,12 @@ def weighted(sizes: Sequence[float], actors: int, most: int = 32) -> list[list[i
 
 
 def guided(sizes: Sequence[float], actors: int, most: int = 32) -> list[list[int]]:
-    """As ``weighted``, but at most half of an actor's share of what is left (guided self-scheduling)."""
-    return _filled(sizes, VOICE, lambda rest: rest / (2 * actors), most)
+    """As ``weighted``, but at most half of an actor's share of what is left, or an eighth of its share of all.
+
+    Guided self-scheduling (Polychronopoulos and Kuck 1987); the eighth is for the driver, which each batch costs.
+    """
+    least = sum(size + VOICE for size in sizes) / (8 * actors)
+    return _filled(sizes, VOICE, lambda rest: max(least, rest / (2 * actors)), most)
 
 
 def _filled(sizes: Sequence[float], line: float, limit: Callable[[float], float], most: int) -> list[list[int]]:
@@ -107,14 +111,21 @@ class Job:
         return self.audio_hours * 3600 / self.span
 
 
-def run_job(device: Device, cluster: Cluster, batches: Sequence[Sequence[int]], actors: int, seed: int = 0) -> Job:
+def run_job(
+    device: Device,
+    cluster: Cluster,
+    batches: Sequence[Sequence[int]],
+    actors: int,
+    slots: int = SLOTS,
+    seed: int = 0,
+) -> Job:
     """Actors that take a batch at a time; a batch whose actor is lost is begun again by another one.
 
     The storage serves one after the other at its full speed, which takes as long as all at once; so does the driver.
     """
     draw, order, job = random.Random(seed), count(), Job()
     waits = dict.fromkeys(("load", "driver", "storage", "again"), 0.0)
-    seconds = [device.batch(batch, SLOTS) for batch in batches]
+    seconds = [device.batch(batch, slots) for batch in batches]
     todo, idle, events = deque(range(len(batches))), [], []
     lines, driver, storage = sum(map(len, batches)), 0.0, 0.0  # all of them; when each of both is free
     speeds = [math.exp(draw.gauss(0.0, cluster.uneven)) for _ in range(actors)]
