@@ -87,8 +87,8 @@ def work(device: Device, options: argparse.Namespace) -> tuple[float, float, flo
 def profiles_table(options: argparse.Namespace) -> None:
     """Every profile and family: where time goes, and devices for hours of audio a day."""
     days = (100, 1000, 10_000, 100_000)
-    head("profile", "family", "share", "T3, eight at once", "flow matching", "vocoder, mark", "audio h/h",
-         *(f"for {hours:,} h a day" for hours in days))  # fmt: skip
+    wanted = (f"for {hours:,} h a day" for hours in days)
+    head("profile", "family", "share", "T3, eight at once", "flow matching", "vocoder, mark", "audio h/h", *wanted)
     for name in PROFILES:
         for family in FAMILIES:
             for share in (1.0,) if name == "cpu" else (1.0, 0.3):
@@ -196,24 +196,31 @@ def burst_table(device: Device, options: argparse.Namespace) -> None:
     lengths, _ = lines_of(options, len(times))
     print(f"\n{0.5 * most:.3g} requests a second for 60 s, {6 * most:.3g} for 300 s; at most 12 replicas.")
     print(f"A replica is there {device.load:.0f} s after it was asked for.")
-    head("replicas at first", "requests for each", "delay, s", "at the end", "first audio, s: p50", "p95", "refused")
-    for replicas, target, delay in (
-        (8, 0, 0),
-        (1, 0, 0),
-        (1, 8, 0),
-        (1, 8, 10),
-        (1, 8, 30),
-        (1, 4, 0),
-        (1, 4, 30),
-        (1, 2, 30),
-        (4, 4, 30),
-    ):
-        scaling = Autoscaling(12, target, delay) if target else None
+    head(
+        "replicas at first",
+        "requests for each",
+        "delay and look-back, s",
+        "at the end",
+        "first audio, s: p50",
+        "p95",
+        "refused",
+    )
+    fixed = ((8, 0, 0, 0), (1, 0, 0, 0))
+    scaled = (
+        (1, 8, 30, 30),
+        (1, 8, 0, 1),
+        (1, 4, 30, 30),
+        (1, 4, 10, 10),
+        (1, 4, 0, 1),
+        (1, 2, 30, 30),
+        (4, 4, 10, 10),
+    )
+    for replicas, target, delay, back in (*fixed, *scaled):
+        scaling = Autoscaling(12, target, delay, back) if target else None
         served = serve(device, times, lengths, replicas, slots=options.slots, scaling=scaling, seed=options.seed)
-        refused = served.refused / len(times)
-        said = (target, delay) if target else ("as they are", "")
+        said = (target, f"{delay} and {back}") if target else ("as they are", "")
         heard = (f"{quantile(served.first, 0.5):.2f}", f"{quantile(served.first, 0.95):.2f}")
-        row(replicas, *said, served.replicas, *heard, f"{refused:.1%}")
+        row(replicas, *said, served.replicas, *heard, f"{served.refused / len(times):.1%}")
 
 
 def parsed() -> argparse.Namespace:

@@ -109,7 +109,7 @@ class Device:
         """Seconds of one step of T3, which gives each of the requests a token."""
         key = requests, round(positions)
         if key not in self._steps:
-            self._steps[key] = self._step(requests, positions)
+            self._steps[key] = self._step(*key)  # so that it does not matter who asked first
         return self._steps[key]
 
     def _step(self, requests: int, positions: float) -> float:

@@ -73,11 +73,18 @@ class Replica:
 
 @dataclass(frozen=True)
 class Autoscaling:
-    """``target``: requests for each replica. ``delay``: seconds that more are wanted before they are started."""
+    """As Ray Serve's, whose defaults are 30 s each.
+
+    Attributes:
+        most: replicas. target: requests for each.
+        delay: seconds that more replicas are wanted before they are started.
+        look_back: seconds whose mean number of requests counts.
+    """
 
     most: int
     target: float = SLOTS
     delay: float = 30.0
+    look_back: int = 30
 
 
 @dataclass
@@ -110,6 +117,7 @@ def serve(
     pool = [Replica(device, positions, slots) for _ in range(replicas)]
     events: list[tuple[float, int, str, object]] = [(arrivals[0], next(order), "arrival", 0)]
     starting, wanted_since, alive = 0, math.inf, len(arrivals)
+    seen: deque[int] = deque(maxlen=scaling.look_back if scaling else 1)
     if scaling:
         heapq.heappush(events, (arrivals[0], next(order), "look", None))
 
@@ -146,7 +154,8 @@ def serve(
             pool.append(Replica(device, positions, slots))
             starting -= 1
         else:
-            wanted = min(scaling.most, math.ceil(sum(map(len, pool)) / scaling.target))
+            seen.append(sum(map(len, pool)))
+            wanted = min(scaling.most, math.ceil(sum(seen) / len(seen) / scaling.target))
             wanted_since = min(wanted_since, now) if wanted > len(pool) + starting else math.inf
             if now - wanted_since >= scaling.delay:
                 for _ in range(wanted - len(pool) - starting):
