@@ -158,8 +158,8 @@ def serve_tables(device: Device, options: argparse.Namespace) -> None:
     audio = most * sum(lines_of(options, 1000)[0]) / 1000 / TOKENS_PER_SECOND
     print(f"\n{options.slots} requests always in flight: {most:.3g} requests a second, {audio:.3g} s of audio.")
     head("replicas", "utilization", "first audio, s: p50", "p95", "p99", "p95, replica by chance", "refused")
-    for replicas in (1, 8, 32):
-        for share in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2):
+    for replicas in options.replicas:
+        for share in options.utilization:
             served = served_at(device, options, share * most * replicas, replicas)
             chance = served_at(device, options, share * most * replicas, replicas, choices=1)
             times = [f"{quantile(served.first, part):.2f}" for part in (0.5, 0.95, 0.99)]
@@ -167,16 +167,16 @@ def serve_tables(device: Device, options: argparse.Namespace) -> None:
             row(replicas, f"{share:.0%}", *times, f"{quantile(chance.first, 0.95):.2f}", f"{refused:.1%}")
     alone = serve(device, [0.0], [round(options.median * TOKENS_PER_SECOND)], 1).first[0]
     print(f"\nThe first audio of a request that is alone: {alone:.2f} s.")
-    if alone > 1.0:
+    if alone > 1.0 or not options.requests:
         return
     head("requests a second", "replicas by throughput", "for p95 of first audio under 1 s", "utilization", "p95, s")
-    for rate in (1, 10, 100):
+    for rate in options.requests:
         fewest = math.ceil(rate / most)
         low, high = fewest - 1, fewest
         while (served := served_at(device, options, rate, high)).refused or quantile(served.first, 0.95) > 1.0:
             low, high = high, math.ceil(high * 1.25) + (high < 4)
             if high > 8 * fewest + 8:
-                row(rate, fewest, "not reached", "", f"{quantile(served.first, 0.95):.2f}")
+                row(f"{rate:g}", fewest, "not reached", "", f"{quantile(served.first, 0.95):.2f}")
                 break
         else:
             while high - low > 1:
@@ -186,7 +186,7 @@ def serve_tables(device: Device, options: argparse.Namespace) -> None:
                     high, served = middle, tried
                 else:
                     low = middle
-            row(rate, fewest, high, f"{rate / high / most:.0%}", f"{quantile(served.first, 0.95):.2f}")
+            row(f"{rate:g}", fewest, high, f"{rate / high / most:.0%}", f"{quantile(served.first, 0.95):.2f}")
 
 
 def burst_table(device: Device, options: argparse.Namespace) -> None:
@@ -244,6 +244,9 @@ def parsed() -> argparse.Namespace:
     add("--sigma", type=float, default=0.6, help="of its logarithm")
     add("--longest", type=float, default=36.0, help="seconds of a line at most")
     add("--off", type=float, default=0.15, help="standard deviation of the logarithm of what the driver expects")
+    add("--replicas", type=int, nargs="+", default=[1, 8, 32], help="of the first table of serve")
+    add("--utilization", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2], help="likewise")
+    add("--requests", type=float, nargs="*", default=[1, 10, 100], help="a second, of its second table")
     add("--slots", type=int, default=SLOTS, help="requests in T3's batch at once")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
