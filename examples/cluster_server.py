@@ -1,6 +1,7 @@
 """The speech server with replicas on Ray Serve, as many as requests ask for.
 
-Run: serve run examples.cluster_server:application (pip install "chatterbox-turbo[ray]"); then ask as docs/serve.md says.
+Run: serve run examples.cluster_server:application (pip install "chatterbox-turbo[ray]"). It is asked as docs/serve.md
+says.
 """
 
 import chatterbox_turbo as turbo

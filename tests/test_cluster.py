@@ -72,13 +72,13 @@ def cluster():
         yield
 
 
-def test_batches_are_alike_the_longest_first_and_hold_every_line_once():
-    sizes = [5.0, 1.0, 40.0, 6.0, 1.5, 2.0, 7.0]
-    packed = pack(range(7), sizes, 3, 12.0)
-    assert packed == [[2], [6], [3, 0], [5, 4, 1]]
-    assert pack([], [], 3, 12.0) == []
-    many = pack(range(1000), [1.0] * 1000, 32, 1000 / 8)
-    assert sorted(item for one in many for item in one) == list(range(1000)) and max(map(len, many)) == 32
+def test_batches_are_alike_the_longest_first_ever_smaller_and_hold_every_line_once():
+    assert pack(range(7), [5.0, 1.0, 40.0, 6.0, 1.5, 2.0, 7.0], 3, 2) == [[2], [6], [3], [0], [5, 4], [1]]
+    assert pack([], [], 3, 2) == [] and pack([7], [3.0], 3, 2) == [[7]]
+    counts = [*map(len, pack(range(1000), [1.0] * 1000, 200, 2))]
+    assert sum(counts) == 1000 and counts == sorted(counts, reverse=True) and counts[0] == 200 and counts[-2] == 62
+    many = pack(range(1000), [1.0] * 1000, 32, 2)
+    assert sorted(item for one in many for item in one) == [*range(1000)] and max(map(len, many)) == 32
 
 
 def test_a_spool_tells_what_is_finished_and_what_was_begun(tmp_path):

@@ -104,7 +104,7 @@ class Speaker:
         self._spool, self._model = Spool(folder), None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``lines``: pickled, of one batch each, to ``record``: pickled, of one line each, or the error that ends it."""
+        """``lines``: pickled, of a batch each, to ``record``: pickled, of a line each, or the error that ends it."""
         try:
             records: list[Any] = [one for lines in batch["lines"] for one in self._records(pickle.loads(lines))]
         except TurboError as error:  # Ray would hand on its text alone

@@ -1,4 +1,4 @@
-"""Lines to batches for actors: of alike length, the longest first, many enough to keep every actor busy to the end."""
+"""Lines to batches for actors: of alike length, the longest first, ever smaller, so that all end at the same time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..text import estimate_tokens
 
 T = TypeVar("T")
 WAVES = 4  # lines of a batch for each slot: as one ends, the next takes its place
-ROUNDS = 4  # batches for each actor at least, or the last ones would be waited for
+VOICE = 250  # tokens: what flow matching solves for the voice's 10 s with every line, however short that is
 
 
 def batches(lines: Sequence[Line], actors: int, slots: int) -> list[list[Line]]:
@@ -19,18 +19,24 @@ def batches(lines: Sequence[Line], actors: int, slots: int) -> list[list[Line]]:
     Args:
         slots: lines that an actor decodes at once.
     """
-    sizes = [1.0 + estimate_tokens(line.item["text"], line.item.get("language_id")) for line in lines]
-    return pack(lines, sizes, slots * WAVES, sum(sizes) / (actors * ROUNDS))
+    sizes = [VOICE + estimate_tokens(line.item["text"], line.item.get("language_id")) for line in lines]
+    return pack(lines, sizes, slots * WAVES, actors)
 
 
-def pack(items: Sequence[T], sizes: Sequence[float], most: int, total: float) -> list[list[T]]:
-    """Items by size, the largest first, in batches of ``most`` items, and of ``total`` or one item, at most."""
+def pack(items: Sequence[T], sizes: Sequence[float], most: int, actors: int) -> list[list[T]]:
+    """Items by size, the largest first, in batches of ``most`` at most, and of a share of what is left, or one item.
+
+    The share is half of an actor's, and not below an eighth of one of the whole (guided self-scheduling,
+    Polychronopoulos and Kuck 1987): nobody waits long for the last ones. docs/cluster_model.md compares it with others.
+    """
     packed: list[list[T]] = []
-    filled = 0.0
+    left = total = sum(sizes)
+    filled = share = 0.0
     for number in sorted(range(len(items)), key=lambda number: -sizes[number]):
-        if not packed or len(packed[-1]) == most or filled + sizes[number] > total:
+        if not packed or len(packed[-1]) == most or filled + sizes[number] > share:
             packed.append([])
-            filled = 0.0
+            left -= filled
+            filled, share = 0.0, max(left / (2 * actors), total / (8 * actors))
         packed[-1].append(items[number])
         filled += sizes[number]
     return packed

@@ -25,8 +25,10 @@ def application(
 ) -> Any:
     """What ``ray.serve.run`` takes, and ``serve run`` where it is a name of a module.
 
-    Each replica is a ``SpeechServer``. There come to be as many as keep the batch of each full: the target is
-    ``limits.slots`` requests in flight for each.
+    Each replica is a ``SpeechServer``. There come to be as many as have half of ``limits.slots`` requests in flight
+    each: a replica takes long to start, and who waits for a slot waits for the end of somebody's speech
+    (docs/cluster_model.md). Where every replica has ``limits.slots`` and ``limits.queue``, a proxy of Ray keeps
+    ``limits.queue`` more, and answers others 503.
 
     Args:
         load: gives the optimized model, with ``decoding.streams`` of ``limits.slots``; pickled, called once a replica.
@@ -55,11 +57,12 @@ def application(
     replica = serve.deployment(
         name="speech",
         max_ongoing_requests=limits.slots + limits.queue,
+        max_queued_requests=limits.queue,  # or Ray's proxies would keep any number, and nobody be refused
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         autoscaling_config={
             "min_replicas": fewest,
             "max_replicas": most,
-            "target_ongoing_requests": limits.slots,
+            "target_ongoing_requests": max(1, limits.slots // 2),
             **(autoscaling or {}),
         },
         graceful_shutdown_timeout_s=limits.draining,
