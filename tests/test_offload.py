@@ -10,8 +10,9 @@ from pathlib import Path
 import offload_tools
 import pytest
 import torch
-from cases import difference, request_for, snapshot, speak
+from cases import request_for, speak
 from offload_tools import QUIET, apply, lines, pages, residence_of
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import OptimizationConfig

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import quantized_tools
 import torch
-from cases import difference, require, snapshot, speak
+from cases import require, speak
 from loading_tools import assert_equal, differences, in_cache, ours, read, weights
 from quantized_tools import MADE, NAME, quantize
 from safetensors.torch import load_file
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic

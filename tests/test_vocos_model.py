@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import vocos_tools
-from cases import difference, onlooker, snapshot, speak
+from cases import onlooker, speak
+from snapshots import difference, snapshot
 from vocos_tools import LIMIT, frames
 
 import chatterbox_turbo as turbo

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import vocos_tools
-from cases import difference, snapshot
+from snapshots import difference, snapshot
 from vocos_tools import altered, settings
 
 import chatterbox_turbo as turbo
