@@ -1,4 +1,7 @@
-"""A server of its own in this process, and clients of it."""
+"""A server of its own in this process, and clients of it.
+
+Fixtures are taken by name: ``speaker, client = serve_tools.speaker, serve_tools.client``, of a file's own ``running``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from cases import require
 
 try:
     import fastapi  # noqa: F401
@@ -24,6 +28,8 @@ try:
 except ImportError as error:
     pytest.skip(f"the extra serve, or httpx, is not installed: {error}", allow_module_level=True)
 
+import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
 from chatterbox_turbo.server.app import SpeechServer
 from chatterbox_turbo.server.limits import Limits
 from chatterbox_turbo.server.running import Server, listen
@@ -31,6 +37,24 @@ from chatterbox_turbo.server.running import Server, listen
 TEXT = "The quick brown fox jumps over the lazy dog."
 LONG = f"{TEXT} " * 60  # some forty pieces, which take seconds
 SPEECH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
+QUIET = {"decoding": {"progress": "off", "kernel": "torch", "streams": 8}}
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """A model that stops after 40 tokens: more than one window."""
+    require("turbo")
+    model = synthetic.build("turbo", "tiny", stop_after=40)
+    yield turbo.apply(model, QUIET)
+    turbo.revert(model)
+
+
+@pytest.fixture
+def client(running):
+    """A client of the server ``running``, which is idle again afterwards."""
+    with running.client() as one:
+        yield one
+    running.settle()
 
 
 @dataclass

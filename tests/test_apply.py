@@ -11,7 +11,9 @@ from functools import partial
 
 import pytest
 import torch
-from cases import FAMILIES, Injected, difference, faults_around, snapshot, speak
+from cases import FAMILIES, speak
+from faults import Injected, faults_around
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic

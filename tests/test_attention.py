@@ -6,8 +6,10 @@ import threading
 
 import pytest
 import torch
-from cases import Injected as InjectedFault
-from cases import difference, faults_around, request_for, snapshot, speak
+from cases import request_for, speak
+from faults import Injected as InjectedFault
+from faults import faults_around
+from snapshots import difference, snapshot
 from test_precision import needs_bf16
 
 import chatterbox_turbo as turbo

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import difference, only, request_for, snapshot, speak
+from cases import only, request_for, speak
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import UnavailablePassError

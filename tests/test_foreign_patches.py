@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import difference, request_for, snapshot, speak
+from cases import request_for, speak
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import ForeignPatchWarning, SpeechTruncatedWarning, WatermarkWarning

@@ -13,19 +13,16 @@ from cases import (
     FAMILIES,
     NO_ANALYZER,
     ROWS,
-    Injected,
     compare_with_kept,
-    difference,
-    faults_around,
     has_analyzer,
     only,
     request_for,
-    snapshot,
     speak,
     upstreams,
-    voice_kinds,
     weakest,
 )
+from faults import Injected, faults_around
+from snapshots import difference, snapshot, voice_kinds
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.config import resolve

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import TEXT, difference, request_for, snapshot, speak
+from cases import TEXT, request_for, speak
 from recordings import differences, encode, voice_of
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.config.presets import PRESETS

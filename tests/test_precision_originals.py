@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 import torch
-from cases import difference, snapshot, speak
+from cases import speak
+from snapshots import difference, snapshot
 from test_casts import cast
 
 import chatterbox_turbo as turbo

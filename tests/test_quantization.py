@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import TEXT, difference, snapshot, speak
+from cases import TEXT, speak
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, OriginalsDiscardedWarning, UnavailablePassError

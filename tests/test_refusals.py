@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cases import difference, snapshot, speak
+from cases import speak
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import ForeignPatchError, InvalidConfigError, PassConflictError, UnavailablePassError

@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 from alterations import reach
-from cases import difference, snapshot, speak
+from cases import speak
+from snapshots import difference, snapshot
 from torch import nn
 
 import chatterbox_turbo as turbo

@@ -12,40 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import serve_tools
 import soundfile
-from cases import require
 from serve_tools import LONG, SPEECH, TEXT, VOICES, asked, pcm, samples, serving, wait
 
-import chatterbox_turbo as turbo
-from chatterbox_turbo import synthetic
 from chatterbox_turbo.runtime.t3.service import Service
 from chatterbox_turbo.server import audio
 from chatterbox_turbo.speech.files import as_16_bit
 from chatterbox_turbo.speech.stream import joined
 
-QUIET = {"decoding": {"progress": "off", "kernel": "torch", "streams": 8}}
-
-
-@pytest.fixture(scope="module")
-def speaker():
-    """A model that stops after 40 tokens: more than one window."""
-    require("turbo")
-    model = synthetic.build("turbo", "tiny", stop_after=40)
-    yield turbo.apply(model, QUIET)
-    turbo.revert(model)
+speaker, client = serve_tools.speaker, serve_tools.client
 
 
 @pytest.fixture(scope="module")
 def running(speaker):
     with serving(speaker) as started:
         yield started
-
-
-@pytest.fixture
-def client(running):
-    with running.client() as one:
-        yield one
-    running.settle()
 
 
 def test_the_answer_is_what_the_model_says(client, speaker):

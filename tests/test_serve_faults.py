@@ -16,39 +16,24 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import serve_tools
 import soundfile
 import torch
 from cases import require
 from cli_tools import error, started
 from serve_tools import LONG, SPEECH, TEXT, VOICES, asked, pcm, serving, wait
 
-import chatterbox_turbo as turbo
-from chatterbox_turbo import TurboError, synthetic
+from chatterbox_turbo import TurboError
 from chatterbox_turbo.runtime.t3.service import Service
 from chatterbox_turbo.server.running import listen
 
-QUIET = {"decoding": {"progress": "off", "kernel": "torch", "streams": 8}}
-
-
-@pytest.fixture(scope="module")
-def speaker():
-    require("turbo")
-    model = synthetic.build("turbo", "tiny", stop_after=40)
-    yield turbo.apply(model, QUIET)
-    turbo.revert(model)
+speaker, client = serve_tools.speaker, serve_tools.client
 
 
 @pytest.fixture(scope="module")
 def running(speaker, tmp_path_factory):
     with serving(speaker, tmp_path_factory.mktemp("voices"), upload=400_000, recording=12.0) as started:
         yield started
-
-
-@pytest.fixture
-def client(running):
-    with running.client() as one:
-        yield one
-    running.settle()
 
 
 def silence(seconds: float, container: str = "FLAC") -> bytes:

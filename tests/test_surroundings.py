@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FAMILIES, TEXT, difference, snapshot, speak, voice_kinds
+from cases import FAMILIES, TEXT, speak
 from loading_tools import differences as model_differences
 from loading_tools import ours, upstreams
 from recordings import differences, encode, voice_of, wav
+from snapshots import difference, snapshot, voice_kinds
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import ModelUnavailableError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import pickle
 import sys
 from dataclasses import asdict, replace
@@ -11,15 +10,14 @@ from importlib import import_module
 
 import pytest
 import torch
+from vocos_tools import MEL, SMALL, altered
 
 from chatterbox_turbo.errors import InvalidRequestError, ModelUnavailableError
 from chatterbox_turbo.runtime.s3gen import vocos_checkpoint
 from chatterbox_turbo.runtime.s3gen.vocos_checkpoint import NAME, WEIGHTS, check_mel, load, read_description, write
-from chatterbox_turbo.runtime.s3gen.vocos_network import MelDescription, VocosArchitecture, build, why_not_installed
+from chatterbox_turbo.runtime.s3gen.vocos_network import MelDescription, build, why_not_installed
 from chatterbox_turbo.upstream import mel_frames
 
-MEL = MelDescription(24000, 80, 480, 1920, 1920, 0.0, 8000.0)
-SMALL = VocosArchitecture(dim=32, intermediate_dim=48, layers=2)
 # what the published checkpoint for 24 kHz was trained on
 PUBLIC = MelDescription(24000, 100, 256, 1024, 1024, 0.0, 12000.0, "e", 1e-7, True, "reflect", 1.0, "htk", "none")
 
@@ -34,15 +32,6 @@ def network():
 def folder(network, tmp_path):
     write(tmp_path / "vocoder", network, {"log-mel distance": 0.25, "SNR dB": 11.5}, {"steps": 300})
     return tmp_path / "vocoder"
-
-
-def altered(folder, change):
-    """The folder with another description."""
-    path = folder / NAME
-    content = json.loads(path.read_text(encoding="utf-8"))
-    change(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return folder
 
 
 def refusal(folder, function=load) -> str:

@@ -7,7 +7,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from cases import CASES, difference, only, request_for, snapshot, speak
+from cases import CASES, only, request_for, speak
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
