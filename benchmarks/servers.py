@@ -1,9 +1,11 @@
 """Chatterbox-TTS-Server and chatterbox-tts-api as they are, without and with the launcher, asked for the same.
 
     python benchmarks/servers.py FOLDER … [--requests 200] [--clients 4] [--each 25] [--output servers.json]
+    python benchmarks/servers.py FOLDER --size full --stop-after 50 --presets fast --requests 5 --each 1 --reloads 0
 
-A folder is a checkout of either. It is copied, and the copy runs in processes of its own on loopback, over a tiny
-synthetic checkpoint in a Hugging Face cache without a network: once unoptimised and once for each of ``--presets``.
+A folder is a checkout of either. It is copied, and the copy runs in processes of its own on loopback, over a
+synthetic checkpoint (tiny by default) in a Hugging Face cache without a network: once unoptimised and once for each of
+``--presets``.
 All of them run at once; the requests in a row are asked of each in turn, so that a machine that changes its speed does
 so for all. What the servers import and this environment lacks may lie in a folder that ``--packages`` names; MP3 wants
 ffmpeg on PATH. Prints Markdown, and writes JSON.
@@ -19,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -44,7 +47,7 @@ PATIENCE = 900  # seconds that a start or an answer may take
 class Running:
     """A server's process, unoptimised or by the launcher, from its start until the ``with`` block ends."""
 
-    def __init__(self, program: Program, checkout: Path, folder: Path, how: str, packages: list[Path]) -> None:
+    def __init__(self, program: Program, checkout: Path, folder: Path, how: str, options: argparse.Namespace) -> None:
         self.program, self.how = program, how
         self.report, self.log = folder / "report.jsonl", folder / "log.txt"
         copy = folder / "program"
@@ -57,11 +60,12 @@ class Running:
         self._seeds, theirs = socket.socketpair()
         variables = {name: value for name, value in os.environ.items() if not name.startswith("CHATTERBOX_TURBO")}
         variables |= {
-            "PYTHONPATH": os.pathsep.join(map(str, [HERE / "server_process", HERE.parent, *packages])),
+            "PYTHONPATH": os.pathsep.join(map(str, [HERE / "server_process", HERE.parent, *options.packages])),
             "HF_HUB_CACHE": str(folder.parent / "cache"),
             "HF_HUB_OFFLINE": "1",
             "CHATTERBOX_TURBO_REPORT": str(self.report),
             "SERVERS_PROGRAM": program.script,
+            "SERVERS_SIZE": options.size,
             "SERVERS_SOCKET": str(theirs.fileno()),
             **program.configure(copy, port, recording),
         }
@@ -239,20 +243,21 @@ def measure(checkout: Path, options: argparse.Namespace, write: Any) -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         repository = folder / "cache" / f"models--{program.repository.replace('/', '--')}"
-        synthetic.save(repository / "snapshots" / "0123", program.family)
+        synthetic.save(repository / "snapshots" / "0123", program.family, options.size, options.stop_after)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0123")
         servers = []
         for how in (PLAIN, *options.presets):
             (folder / how).mkdir()
-            servers.append(Running(program, checkout, folder / how, how, options.packages))
+            servers.append(Running(program, checkout, folder / how, how, options))
             stack.callback(servers[-1].stop)
         for server in servers:
             server.wait()
             for case in program.before:
                 server.client.post(case.path, **case.arguments(0)).raise_for_status()
         write("family", program.family)
-        write("cases", every_case(servers, options.without))
+        if options.size == "tiny":
+            write("cases", every_case(servers, options.without))
         write("row", in_a_row(servers, options.requests))
         write("at_once", at_once(servers, options.clients, options.each))
         write("reloaded", reloaded(servers, options.reloads))
@@ -292,15 +297,20 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=25, help="requests of each client")
     parser.add_argument("--reloads", type=int, default=3)
     parser.add_argument("--presets", nargs="+", default=["exact", "auto"])
+    parser.add_argument("--size", choices=("tiny", "full"), default="tiny", help="full: no request of each kind")
+    parser.add_argument("--stop-after", type=int, help="speech tokens of a piece of text")
     parser.add_argument("--without", nargs="*", default=[], metavar="CASE", help="kinds of requests to leave out")
     parser.add_argument("--packages", nargs="*", default=[], type=lambda name: Path(name).absolute(), metavar="FOLDER")
     parser.add_argument("--output", type=Path, default=Path("servers.json"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the servers would stay
     packages = ("chatterbox-tts", "torch", "transformers", "numpy", "fastapi", "uvicorn")
     found: dict[str, Any] = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
-        "options": {name: getattr(options, name) for name in ("requests", "clients", "each", "reloads", "presets")},
+        "options": {
+            name: getattr(options, name) for name in ("requests", "clients", "each", "reloads", "presets", "size")
+        },
         "servers": {},
     }
     for checkout in options.checkouts:

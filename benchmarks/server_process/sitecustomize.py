@@ -1,4 +1,4 @@
-"""Run by Python as a server of benchmarks/servers.py starts: upstream's tiny sizes, and seeds from outside.
+"""Run by Python as a server of benchmarks/servers.py starts: upstream's sizes, and seeds from outside.
 
 Its folder is on PYTHONPATH, after the launcher's where that is used. Nothing happens in other processes that inherit
 the path. A server with no seed in its requests is seeded through a socket: a line with a number, answered when set.
@@ -28,6 +28,6 @@ if "SERVERS_PROGRAM" in os.environ and sys.orig_argv[1:2] == [os.environ["SERVER
 
     from chatterbox_turbo import synthetic
 
-    _tiny = synthetic.architecture("tiny")
-    _tiny.__enter__()  # until the process ends
+    _sizes = synthetic.architecture(os.environ["SERVERS_SIZE"])
+    _sizes.__enter__()  # until the process ends
     threading.Thread(target=_seed_when_asked, args=(int(os.environ["SERVERS_SOCKET"]),), daemon=True).start()
