@@ -4,9 +4,9 @@ python benchmarks/cluster_model.py TABLE … [--profile cpu] [--family english] 
     [--tokens-per-second 1:36 8:161] [--lines 100000] [--rule guided]
 
 Tables: ``profiles``, all devices that there are figures for; ``device``, one of them; ``job``, a batch job on 1, 2,
-4, … of it; ``rules``, its batches as the package makes them and two simpler ways (the last of ``--lines``); ``serve``,
-first audio by load, and replicas for a load; ``burst``, what autoscaling costs; ``check``, formulas and measured figures
-against the model, with exit code 1 where one does not hold. Without any: all of them.
+4, … of it; ``rules``, the package's way to make its batches and two simpler ones (the last of ``--lines``); ``serve``,
+first audio by load, and replicas for a load; ``burst``, what autoscaling costs; ``check``, formulas and measured
+figures against the model, with exit code 1 where one does not hold. Without any: all of them.
 
 Profiles: ``cpu`` has figures that were measured; ``gpu-small`` and ``gpu-large`` are floors from counted bytes and
 operations and the rates of data sheets, and no GPU has confirmed them. ``--share`` is the share of these rates that is
