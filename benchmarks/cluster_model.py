@@ -1,12 +1,12 @@
 """How much speech a cluster of 1 to 1024 devices makes, what limits it, and how soon speech is heard, by simulation.
 
 python benchmarks/cluster_model.py TABLE … [--profile cpu] [--family english] [--share 1] [--bench bench.json]
-    [--tokens-per-second 1:36 8:161] [--lines 100000] [--rule planned]
+    [--tokens-per-second 1:36 8:161] [--lines 100000] [--rule guided]
 
 Tables: ``profiles``, all devices that there are figures for; ``device``, one of them; ``job``, a batch job on 1, 2,
-4, … of it; ``rules``, three ways to make its batches (the last of ``--lines``); ``serve``, first audio by load, and
-replicas for a load; ``burst``, what autoscaling costs; ``check``, formulas and measured figures against the model, with
-exit code 1 where one does not hold. Without any: all of them.
+4, … of it; ``rules``, the package's way to make its batches and two simpler ones (the last of ``--lines``); ``serve``,
+first audio by load, and replicas for a load; ``burst``, what autoscaling costs; ``check``, formulas and measured
+figures against the model, with exit code 1 where one does not hold. Without any: all of them.
 
 Profiles: ``cpu`` has figures that were measured; ``gpu-small`` and ``gpu-large`` are floors from counted bytes and
 operations and the rates of data sheets, and no GPU has confirmed them. ``--share`` is the share of these rates that is
@@ -34,10 +34,10 @@ from cluster.devices import (
     profiles,
     with_figures,
 )
-from cluster.job import SLOTS, Cluster, estimates, guided, line_lengths, planned, run_job, weighted
+from cluster.job import SLOTS, Cluster, equal, estimates, guided, line_lengths, run_job, weighted
 from cluster.serving import Autoscaling, Served, serve
 
-RULES = {rule.__name__: rule for rule in (planned, weighted, guided)}
+RULES = {rule.__name__: rule for rule in (guided, equal, weighted)}
 TABLES = ("profiles", "device", "job", "rules", "serve", "burst", "check")
 PER_DEVICE = ("bandwidth", "rate", "vocoder", "prefill", "kernel", "marking", "load")
 REQUESTS, SECONDS = 4000, 180.0  # of a row of ``serve``, at least
@@ -77,7 +77,7 @@ def device_table(device: Device, options: argparse.Namespace) -> None:
 def work(device: Device, options: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds for a second of audio: T3 with all slots, flow matching, vocoder and watermark."""
     lengths, expected = lines_of(options, 2000)
-    batches = [[lengths[number] for number in batch] for batch in planned(expected, 1)]
+    batches = [[lengths[number] for number in batch] for batch in guided(expected, 1, options.slots)]
     audio = sum(lengths) / TOKENS_PER_SECOND
     decoding = sum(device.decode(batch, options.slots) for batch in batches) / audio
     flow = sum(device.flow(PROMPT_FRAMES + FRAMES_PER_TOKEN * length) for length in lengths) / audio
@@ -102,13 +102,14 @@ def job_table(device: Device, cluster: Cluster, options: argparse.Namespace, lin
     """A job by the number of devices."""
     lengths, expected = lines_of(options, lines)
     hours = sum(lengths) / TOKENS_PER_SECOND / 3600
-    alone = sum(device.batch([lengths[number] for number in batch], options.slots) for batch in planned(expected, 1))
+    whole = guided(expected, 1, options.slots)
+    alone = sum(device.batch([lengths[number] for number in batch], options.slots) for batch in whole)
     print(f"\n{lines:,} lines, {hours:,.1f} hours of audio; one device: {alone / 3600:,.1f} hours.")
     names = ("devices", "rule", "batches", "lines each", "job, s", "audio h/h", "efficiency")
     head(*names, "load", "small batches", "driver", "storage", "lost", "tail", "limit")
     for actors in options.devices:
         for rule in rules:
-            numbers = RULES[rule](expected, actors)
+            numbers = RULES[rule](expected, actors, options.slots)
             batches = [[lengths[number] for number in batch] for batch in numbers]
             job = run_job(device, cluster, batches, actors, options.slots, options.seed)
             parts = {"load": job.waits["load"], "small batches": max(0.0, job.useful - alone)}
@@ -196,15 +197,8 @@ def burst_table(device: Device, options: argparse.Namespace) -> None:
     lengths, _ = lines_of(options, len(times))
     print(f"\n{0.5 * most:.3g} requests a second for 60 s, {6 * most:.3g} for 300 s; at most 12 replicas.")
     print(f"A replica is there {device.load:.0f} s after it was asked for.")
-    head(
-        "replicas at first",
-        "requests for each",
-        "delay and look-back, s",
-        "at the end",
-        "first audio, s: p50",
-        "p95",
-        "refused",
-    )
+    names = ("replicas at first", "target", "delay and look-back, s", "at the end")
+    head(*names, "first audio, s: p50", "p95", "refused")
     fixed = ((8, 0, 0, 0), (1, 0, 0, 0))
     scaled = (
         (1, 8, 30, 30),
@@ -239,7 +233,7 @@ def parsed() -> argparse.Namespace:
         add(f"--{field.name.replace('_', '-')}", type=float, default=field.default, help="as in cluster/job.py")
     add("--lines", type=int, nargs="+", default=[100_000, 2_000])
     add("--devices", type=int, nargs="+", default=[2**power for power in range(11)])
-    add("--rule", default="planned", choices=RULES)
+    add("--rule", default="guided", choices=RULES, help="of batches; guided: the package's")
     add("--median", type=float, default=6.0, help="seconds of a line")
     add("--sigma", type=float, default=0.6, help="of its logarithm")
     add("--longest", type=float, default=36.0, help="seconds of a line at most")

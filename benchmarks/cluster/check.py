@@ -9,8 +9,8 @@ from math import exp, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .devices import FAMILIES, Device, block_operations, from_bench, profiles
-from .job import Cluster, guided, line_lengths, planned, run_job
+from .devices import FAMILIES, FRAMES_PER_TOKEN, PROMPT_FRAMES, Device, block_operations, from_bench, profiles
+from .job import VOICE, Cluster, equal, guided, line_lengths, run_job
 from .serving import Autoscaling, Served, serve
 
 FREE = Cluster(0.0, 0.0, 0.0, inf, 0.0, uneven=0.0)  # nothing but devices costs anything
@@ -47,7 +47,7 @@ def of_jobs():
     lost = run_job(device, replace(FREE, losses=3600 / 10, replace=20.0), batches * 100, 1, seed=1)
     yield "a batch of 4 s, losses every 10 s, s", (exp(0.4) - 1) * (10 + 27), lost.span / 2000, 0.05
     lengths = line_lengths(3000, 6.0, 0.6, 36.0, 1)
-    for rule in (planned, guided):
+    for rule in (guided, equal):
         numbers = rule(lengths, 50)
         yield f"lines of {rule.__name__} batches", 3000, len({one for batch in numbers for one in batch}), 0.0
         losing = replace(Cluster(), losses=2.0)
@@ -55,6 +55,7 @@ def of_jobs():
         yield f"audio of {rule.__name__} batches, {job.lost} actors lost, s", sum(lengths) / 25, job.tokens / 25, 1e-12
         # what was begun and not over at the end is counted too
         yield "seconds of all actors, by reason", 50 * job.span, job.useful + sum(job.waits.values()), 0.03
+    yield "tokens of a voice, as the package's batches count it", PROMPT_FRAMES / FRAMES_PER_TOKEN, VOICE, 0.0
     yield "slots: lines of equal length go in waves, s", 2 * 100 * 0.01, device.decode([100] * 16, 8), 1e-9
 
 

@@ -6,14 +6,15 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from .devices import FRAMES_PER_TOKEN, PROMPT_FRAMES, TOKENS_PER_SECOND, Device
+from chatterbox_turbo.cluster.packing import VOICE, WAVES, pack
+
+from .devices import TOKENS_PER_SECOND, Device
 
 SLOTS = 8  # lines in T3's batch
-VOICE = PROMPT_FRAMES / FRAMES_PER_TOKEN
 
 
 def line_lengths(lines: int, median: float, sigma: float, longest: float, seed: int) -> list[int]:
@@ -29,40 +30,28 @@ def estimates(lengths: Sequence[int], spread: float, seed: int) -> list[float]:
     return [length * math.exp(draw.gauss(0.0, spread)) for length in lengths]
 
 
-# -- numbers of lines in batches, the longest lines first
+# -- numbers of lines in batches, the longest lines first; ``sizes``: tokens that the driver expects
 
 
-def planned(sizes: Sequence[float], actors: int, most: int = 32, line: float = 0.0) -> list[list[int]]:
-    """At most ``most`` lines and a quarter of an actor's share of all tokens; a line counts ``line`` tokens more."""
-    limit = sum(size + line for size in sizes) / (4 * actors)
-    return _filled(sizes, line, lambda rest: limit, most)
+def guided(sizes: Sequence[float], actors: int, slots: int = SLOTS) -> list[list[int]]:
+    """The package's own rule."""
+    return pack(range(len(sizes)), [VOICE + size for size in sizes], slots * WAVES, actors)
 
 
-def weighted(sizes: Sequence[float], actors: int, most: int = 32) -> list[list[int]]:
-    """As ``planned``, but a line counts the tokens of its voice too, which its acoustic half solves with it."""
-    return planned(sizes, actors, most, VOICE)
+def weighted(sizes: Sequence[float], actors: int, slots: int = SLOTS) -> list[list[int]]:
+    """As ``equal``, but a line counts its voice too, which flow matching solves with it."""
+    return equal([VOICE + size for size in sizes], actors, slots)
 
 
-def guided(sizes: Sequence[float], actors: int, most: int = 32) -> list[list[int]]:
-    """As ``weighted``, but at most half of an actor's share of what is left, or an eighth of its share of all.
-
-    Guided self-scheduling (Polychronopoulos and Kuck 1987); the eighth is for the driver, which each batch costs.
-    """
-    least = sum(size + VOICE for size in sizes) / (8 * actors)
-    return _filled(sizes, VOICE, lambda rest: max(least, rest / (2 * actors)), most)
-
-
-def _filled(sizes: Sequence[float], line: float, limit: Callable[[float], float], most: int) -> list[list[int]]:
-    rest = sum(size + line for size in sizes)
-    packed, filled, bound = [[]], 0.0, limit(rest)
+def equal(sizes: Sequence[float], actors: int, slots: int = SLOTS) -> list[list[int]]:
+    """At most as many lines as ``guided``, and a quarter of an actor's share of all tokens, or one line."""
+    packed, filled, share = [], 0.0, sum(sizes) / (4 * actors)
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        cost = sizes[number] + line
-        if packed[-1] and (len(packed[-1]) >= most or filled + cost > bound):
-            rest -= filled
+        if not packed or len(packed[-1]) == slots * WAVES or filled + sizes[number] > share:
             packed.append([])
-            filled, bound = 0.0, limit(rest)
+            filled = 0.0
         packed[-1].append(number)
-        filled += cost
+        filled += sizes[number]
     return packed
 
 

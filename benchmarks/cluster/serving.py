@@ -76,13 +76,13 @@ class Autoscaling:
     """As Ray Serve's, whose defaults are 30 s each.
 
     Attributes:
-        most: replicas. target: requests for each.
+        most: replicas. target: requests for each; by default half of the slots, as the package asks for.
         delay: seconds that more replicas are wanted before they are started.
         look_back: seconds whose mean number of requests counts.
     """
 
     most: int
-    target: float = SLOTS
+    target: float = SLOTS // 2
     delay: float = 30.0
     look_back: int = 30
 
