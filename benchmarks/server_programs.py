@@ -170,8 +170,8 @@ def _tts_api() -> Program:
 
     pieces = {"streaming_chunk_size": 80, "streaming_strategy": "sentence"}
     # above 3,000 characters, and not the same words again and again, which it refuses
-    logbook = (f"In {1700 + n} boat B{n} brought {5 + 37 * n} crates to pier P{n}, {{0}} of them wet." for n in range(60))
-    very_long = " ".join(logbook)
+    entry = "In {0} boat B{0} brought {1} crates to pier P{0}, {{0}} of them wet.".format
+    very_long = " ".join(entry(1700 + n, 5 + 37 * n) for n in range(60))
     return Program(
         "chatterbox-tts-api",
         "main.py",
