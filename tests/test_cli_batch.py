@@ -13,7 +13,7 @@ from cli_tools import error, started, watermark_in
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.cli import main
-from chatterbox_turbo.cli.prompts import read_prompts
+from chatterbox_turbo.cli.prompts import digest_of, read_prompts
 from chatterbox_turbo.errors import InvalidRequestError
 from chatterbox_turbo.synthetic import reference_voice
 
@@ -167,13 +167,13 @@ def test_ids_and_defaults(tmp_path):
     lines = [{"text": "a"}, {"text": "b", "id": 7, "voice": str(tmp_path / "v.wav")}, {"text": "c", "id": "Zürich 1"}]
     write(tmp_path, lines)
     found = read_prompts(path, ("text", "audio_prompt_path"), 10, {"audio_prompt_path": "d.wav"})
-    assert [(one.line, one.name, one.item["seed"]) for one in found] == [
+    assert [(one.number, one.name, one.item["seed"]) for one in found] == [
         (1, "1", 11),
         (2, "7", 12),
         (3, "Zürich 1", 13),
     ]
     assert [one.item["audio_prompt_path"] for one in found] == ["d.wav", str(tmp_path / "v.wav"), "d.wav"]
-    assert found[1].digest() != found[1].digest("fast") and found[1].digest() == found[1].digest()
+    assert digest_of(found[1]) != digest_of(found[1], "fast") and digest_of(found[1]) == digest_of(found[1])
 
 
 def test_lines_name_voices_of_a_folder(models, prebuilt, folder, capsys, voice):

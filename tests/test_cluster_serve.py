@@ -54,7 +54,9 @@ def test_a_replica_answers_as_the_server_does(client):
     expected = as_16_bit(spoken)
     assert client.get("/health/ready").json() == {"ready": True}
     live = client.post(SPEECH, json=asked(stream=True))
-    assert live.headers["content-type"] == "audio/pcm" and np.array_equal(pcm(live.content), expected)
+    assert live.headers["content-type"] == "audio/pcm"
+    heard = pcm(live.content)  # by a process with another number of threads
+    assert len(heard) == len(expected) and np.abs(heard - expected).max() < 33, "1e-3 of full scale"
     whole = client.post(SPEECH, json=asked())
     assert len(pcm(whole.content)) == len(expected) and "x-seed" in whole.headers
     assert client.post(SPEECH, json=asked(temperature=-1)).status_code == 400
