@@ -90,6 +90,8 @@ def ask(client: httpx.Client, case: Case, number: int) -> tuple[bytes, float, fl
 def _job(client: httpx.Client, path: str, number: str) -> tuple[bytes, str]:
     while True:
         state = client.get(f"{path}/{number}").json()
+        if "status" not in state:
+            raise NoSpeech(f"no status of a job: {json.dumps(state)[:200]}")
         if state["status"] in ("failed", "cancelled"):
             raise NoSpeech(f"job {state['status']}: {json.dumps(state.get('metadata'))[:200]}")
         if state["status"] == "completed":
