@@ -24,7 +24,6 @@ from .speaking import speaking_model
 from .voice_folder import chosen
 
 TOLD = 5  # failures
-SLOTS = 8  # of an actor
 
 
 class FormatName(str, Enum):
@@ -114,14 +113,13 @@ def batch(
         screen.print(f"{output}: all {len(lines):,} lines are finished")
         return
     named = sorted({line.item["voice"] for line in left if "voice" in line.item})
-    how: dict[str, Any] = {"ending": format.value, "times": times}
+    how: dict[str, Any] = {"ending": format.value, "times": times, **({"slots": slots} if slots else {})}
     if ray:
         held = Actors(actors, actor_cpus, actor_gpus)
-        how["slots"] = slots or SLOTS
         speaking: Any = speaking_on_ray(screen, left, output, held, wanted, settings, voices, named, **how)
     else:
         loaded = speaking_model(screen, wanted, settings, voices, named)
-        speaking = nullcontext(speak_lines(loaded, left, output, slots=slots, **how))
+        speaking = nullcontext(speak_lines(loaded, left, output, **how))
     work = Work(screen, output)
     try:
         with ended_by_sigterm(), speaking as spoken:
