@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from cli_tools import ROOT, command, error, started
-from cluster_tools import ray_here
+from cluster_tools import ray, ray_here
 from serve_tools import wait
 
 import chatterbox_turbo as turbo
@@ -139,16 +139,35 @@ def test_a_line_that_ends_its_process_fails_and_no_other(cluster, tmp_path):
     assert len(list(tmp_path.glob("*.wav"))) == 7 and not (tmp_path / ".spool").exists()
 
 
+def held() -> bool:
+    """Whether a job is still at work here: what outlives it ends this process where Ray is shut down."""
+    return any(thread.name.startswith("StreamingExecutor") for thread in threading.enumerate())
+
+
 def test_what_stops_a_job_is_told_in_its_own_words(cluster, tmp_path):
     def broken():
         raise InvalidRequestError("There are no weights here.")
 
     with pytest.raises(InvalidRequestError, match=r"^There are no weights here\.$"):
-        list(speak(lines_of(2), tmp_path, broken))
+        list(speak(lines_of(8), tmp_path, broken))
+    assert not held()
     with pytest.raises(InvalidRequestError, match="Ray has 2 CPUs and 0 GPUs, and an actor asks for 1 and 1"):
         list(speak(lines_of(2), tmp_path, broken, gpus=1))
     with pytest.raises(InvalidRequestError, match="slots is 0"):
         list(speak(lines_of(2), tmp_path, broken, slots=0))
+
+
+def test_a_job_that_nobody_reads_on_gives_its_actors_back_and_goes_on_later(cluster, tmp_path):
+    lines = lines_of(12)
+    job = speak(lines, tmp_path / "out", Load(tmp_path), slots=2, actors=2)
+    first, _ = next(job)
+    assert held()
+    job.close()
+    assert not held()
+    wait(lambda: ray.available_resources().get("CPU") == 2.0, 60)
+    before = (tmp_path / "out" / f"{first.name}.wav").stat().st_mtime_ns
+    assert len(list(speak(lines, tmp_path / "out", Load(tmp_path), slots=2, actors=2))) == 12
+    assert (tmp_path / "out" / f"{first.name}.wav").stat().st_mtime_ns == before
 
 
 def test_without_ray_it_says_what_to_install(tmp_path):

@@ -78,19 +78,26 @@ def speak(
             num_cpus=cpus,
             num_gpus=gpus,
         )
+        stopped = None
         try:
+            # to its end, whatever it says: of a reader that leaves Ray's threads and actors stay
             for row in data.iter_rows():
                 record = pickle.loads(row["record"])
                 if isinstance(record, TurboError):
-                    raise record
+                    stopped = stopped or record
                 # of a batch that was given to two, one comes first
-                if (line := left.pop(record["id"], None)) is not None:
+                elif (line := left.pop(record["id"], None)) is not None:
                     yield line, record
                     spool.forget(line)
         except ray.exceptions.RayError as error:
             raise TurboError(
                 f"The job on Ray failed: {describe(error)}.", "", "What is finished is kept: do the same again."
             ) from error
+        except BaseException:  # whoever has the lines has enough of them, or is interrupted
+            _end(data)
+            raise
+        if stopped is not None:
+            raise stopped
     if left:
         raise TurboError(f"{len(left)} lines were lost.", "Ray has ended the job before its end.", "Do the same again.")
     spool.clear()
@@ -102,13 +109,21 @@ class Speaker:
     def __init__(self, load: Callable[[], Any], folder: Path, ending: str, slots: int, times: bool):
         self._load, self._ending, self._slots, self._times = load, ending, slots, times
         self._spool, self._model = Spool(folder), None
+        self._stopped: TurboError | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``lines``: pickled, of a batch each, to ``record``: pickled, of a line each, or the error that ends it."""
+        """``lines``: pickled, of a batch each, to ``record``: pickled, of a line each, or the error that ends it.
+
+        After such an error each batch has the same at once.
+        """
+        records: list[Any] = []
         try:
-            records: list[Any] = [one for lines in batch["lines"] for one in self._records(pickle.loads(lines))]
+            if self._stopped is None:
+                records = [one for lines in batch["lines"] for one in self._records(pickle.loads(lines))]
         except TurboError as error:  # Ray would hand on its text alone
-            records = [error]
+            self._stopped = error
+        if self._stopped is not None:
+            records = [self._stopped]
         return {"record": np.array([pickle.dumps(one) for one in records], dtype=object)}
 
     def _records(self, lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -135,6 +150,13 @@ class Speaker:
                 for line, record in speak_lines(self._model, group, desk, self._ending, self._slots, self._times):
                     finish(line, record)
         return [*found.values()]
+
+
+def _end(data: Any) -> None:
+    """Give the actors of a dataset back that nobody reads on; Ray does so only when the dataset is garbage."""
+    executor = getattr(data, "_current_executor", None)  # nothing public ends it
+    if executor is not None:
+        executor.shutdown(force=True)
 
 
 def _actors(ray: Any, asked: int | None, cpus: float, gpus: float) -> int:
