@@ -24,7 +24,8 @@ from chatterbox_turbo.upstream import vocoder_weights
 from chatterbox_turbo.upstream.families import identify
 from chatterbox_turbo.upstream.patch_points import LLAMA
 
-ALONE = {"vocoder": {"enabled": True}, "flow": {"enabled": False}}
+WHOLE = {"upsampling": "whole"}
+ALONE = {"vocoder": {"enabled": True, **WHOLE}, "flow": {"enabled": False}}
 
 
 def run(model, mel, **options):
@@ -152,8 +153,10 @@ def test_each_mask_is_needed(networks, monkeypatch, index):
 @pytest.mark.parametrize(
     "device, ceiling, options, promise",
     [
-        ("cpu", "numerical", {}, "exact"),
-        ("cpu", "numerical", {"compile": True}, "numerical"),
+        ("cpu", "numerical", {}, "numerical"),
+        ("cpu", "numerical", WHOLE, "exact"),
+        ("cpu", "exact", {}, "exact"),
+        ("cpu", "numerical", {"compile": True, **WHOLE}, "numerical"),
         ("cuda", "numerical", {}, "numerical"),
         ("cuda", "numerical", {"graphs": False}, "exact"),
         ("cuda", "exact", {}, "exact"),
@@ -165,14 +168,17 @@ def test_the_promise_is_that_of_the_device_and_the_ceiling(models, monkeypatch, 
     assert VocoderPass().fidelity(Context(parts, config)) == promise
 
 
-@pytest.mark.parametrize("options, said", [({}, ""), ({"graphs": False}, ""), ({"compile": True}, "compiled")])
+@pytest.mark.parametrize(
+    "options, said",
+    [(WHOLE, ""), ({**WHOLE, "graphs": False}, ""), ({}, "upsampling in pieces"), ({"compile": True}, "compiled")],
+)
 def test_the_report_says_what_computes_and_revert_gives_it_back(models, options, said):
     model = models(LLAMA[0])
     with turbo.optimized(model, {"vocoder": {"enabled": True, **options}}):
         step, vocoder = model.turbo.plan.step("vocoder"), model.turbo._engines.vocoder
         assert (step.reason, step.fidelity) == (said, "numerical" if said else "exact")
         network = vocoder.network
-        if not options:
+        if options == WHOLE:
             run(model, torch.randn(1, 80, 3))
             assert network._eager.captured == [(3, 1, False)]  # nothing is padded where nothing is captured
     assert vocoder.network is None and network.runner.captured == []
@@ -208,7 +214,8 @@ def test_compiled_code_gives_the_same_in_one_piece():
     from torch._dynamo.utils import counters
 
     plain, compiled = (
-        Vocoder(small(), VocoderSection(compile=compile), "numerical", CachePolicy()) for compile in (False, True)
+        Vocoder(small(), VocoderSection(compile=compile, **WHOLE), "numerical", CachePolicy())
+        for compile in (False, True)
     )
     assert (plain.prepare(), compiled.prepare()) == ("", "compiled")
     counters.clear()

@@ -19,6 +19,7 @@ from ..runtime.device.overlay import SMALLEST
 from ..runtime.device.quantized import SCHEMES, QuantizedLinear
 from ..runtime.t3.backbone import padded
 from ..runtime.t3.kv_cache import bucketed
+from ..runtime.t3.voice_prefixes import LEAST
 from ..upstream import flow_weights, sizes, t3_weights
 from ..upstream.t3_quantization import schemes
 from . import work
@@ -102,6 +103,7 @@ def estimate(context: Context) -> Estimate:
         "copies": _copies(context),
         "originals": originals if device.type == "cpu" else 0,
         "voices": config.conditioning.cache_bytes if "conditioning" in context.planned else 0,
+        "voices in T3": _voices(context),
         "graph pools": work.graph_pools(context, tokens) if device.type == "cuda" else 0,
         "libraries": work.LIBRARIES + work.kept(context, tokens, slots) if device.type == "cpu" else 0,
     }
@@ -218,6 +220,15 @@ def _cache(context: Context, tokens: int, slots: int) -> int:
         if device.type != "cpu":  # on a CPU room is not memory before it is written
             rows, positions = shape.rows * (padded(slots) if device.type == "cuda" else slots), bucketed(positions)
     return 2 * shape.layers * rows * positions * shape.width * width
+
+
+def _voices(context: Context) -> int:
+    """What T3 keeps of voices between requests."""
+    static = "decoding" in context.planned and wants_static(context.config)
+    if not static or context.parts.device.type != "cpu":
+        return 0
+    shape = sizes.of_token_model(context.parts.t3)
+    return context.config.decoding.voice_bytes if shape.rows == 1 and shape.prefix >= LEAST else 0
 
 
 def _by_kernels(context: Context) -> bool:

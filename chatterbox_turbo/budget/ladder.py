@@ -33,6 +33,7 @@ LADDER: tuple[tuple[str, Values], ...] = (
     ("T3 in int8, the rest in half precision, each part in its phase only", {**INT8, **SEQUENTIAL}),
     ("T3 in four bits, the rest in half precision, each part in its phase only", {**FOUR, **SEQUENTIAL}),
 )
+KEPT = ("originals", "voice_bytes")  # let go of where that is left to the ladder
 LOSSLESS = LADDER[:2]  # what the preset auto may choose by itself
 
 
@@ -49,13 +50,15 @@ def rungs(config: OptimizationConfig, on_host: bool, ladder: tuple[tuple[str, Va
     """The ladder for a configuration: what it says of itself, or by its preset, stays.
 
     Args:
-        on_host: the model is on a CPU, where what is kept for revert lies in the same memory: it is let go of.
+        on_host: the model is on a CPU, where what is kept for revert and for the next request lies in the same memory:
+            it is let go of.
     """
     given = config.model_dump(exclude_unset=True)
     for name, values in ladder:
         if on_host:
             changed = [part for part in ("precision", "quantization") if part in values]
             values = merge(values, {part: {"originals": "discard"} for part in changed})
+            values = merge(values, {"decoding": {"voice_bytes": 0}}) if values else values
         free = {
             section: {key: value for key, value in options.items() if key not in given.get(section, {})}
             for section, options in values.items()
@@ -64,7 +67,7 @@ def rungs(config: OptimizationConfig, on_host: bool, ladder: tuple[tuple[str, Va
             f"{section}.{key} is {given[section][key]}"
             for section, options in values.items()
             for key, value in options.items()
-            if key in given.get(section, {}) and given[section][key] != value and key != "originals"
+            if key in given.get(section, {}) and given[section][key] != value and key not in KEPT
         ]
         if fixed:
             yield Rung(name, None, " and ".join(fixed))

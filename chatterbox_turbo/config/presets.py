@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "precision": _HALF_FOR_GOOD,
         "offload": {"mode": "idle"},
         "memory": {"profile": "aggressive"},
+        "decoding": {"voice_bytes": 0},
     },
     "max_speed": {
         "fidelity": "lossy",
@@ -34,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "offload": {"mode": "idle"},
         "memory": {"profile": "aggressive"},
         "conditioning": {"cache_bytes": 16 * 2**20},
+        "decoding": {"voice_bytes": 0},
     },
     "mps": {"fidelity": "numerical", "memory": {"profile": "balanced"}},
     "vram_2gb": {

@@ -140,6 +140,12 @@ class DecodingSection(Section):
         description="Streams whose tokens are decoded in one batch; more wait. On a GPU their keys and values have a "
         "place each (0.3 GB in half precision for 40 s of speech), on a CPU as they are written.",
     )
+    voice_bytes: int = Field(
+        128 * 2**20,
+        ge=0,
+        description="Of keys and values that the voices used last leave, on a CPU; 0: none. Turbo's and Nano's voices "
+        "take 376 positions (Turbo: 39 MB in half precision), which the next request with the voice then skips.",
+    )
 
     @property
     def promise(self) -> Fidelity:
@@ -297,12 +303,18 @@ class VocoderSection(Section):
     )
     graphs: bool = Field(True, description="CUDA graphs around the convolutions, on CUDA, where the ceiling allows it.")
     compile: bool = Field(False, description="torch.compile of the convolutions, where there is a compiler.")
+    upsampling: Literal["auto", "whole", "pieces"] = Field(
+        "auto",
+        description="HiFT's transposed convolutions on a CPU. whole: as upstream, to the bit; oneDNN compiles them for "
+        "each new length, for up to a second. pieces: of one length, within fp32 rounding. auto: in pieces where the "
+        "ceiling allows it.",
+    )
 
     @property
     def promise(self) -> Fidelity:
         if self.kind == "vocos":
             return "lossy"
-        return "numerical" if self.compile else "exact"
+        return "numerical" if self.compile or self.upsampling == "pieces" else "exact"
 
 
 class ConditioningSection(Section):

@@ -124,7 +124,7 @@ class TokenModel:
         kernel, chosen = attention_kernels.choose(self._attention, dtype, weights.device, weights.head_width)
         if chosen:
             remark += f"; prefill's {chosen}"
-        backbone = StaticBackbone(weights, step, kernel)
+        backbone = StaticBackbone(weights, step, kernel, self._section.voice_bytes)
         return Loop(backbone, self._procedure, self._vocabulary(), analysis, lag), remark
 
     def capture(self, request: Request) -> None:
@@ -231,7 +231,7 @@ class TokenModel:
     def _rest(self) -> None:
         """Let the cache of keys and values go on a CPU, or it would lie beside what the audio needs."""
         if self.backbone is not None and self._t3.device.type == "cpu":
-            self.backbone.release()
+            self.backbone.rest()
 
     def told(self, ticket: Ticket) -> None:
         """Warn of speech that ended otherwise than by the model's own will.
@@ -253,7 +253,7 @@ class TokenModel:
         positions = torch.arange(1, rest + 1, device=weight.device)
         with self._around():
             loop.backbone.begin(1, rows)
-            each = [loop.backbone.admit([request.embeds], [rest + 1])]
+            each = [loop.backbone.admit([request.embeds], [rest + 1], [request.voice])]
             for index in range(rest):
                 embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
                 each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
@@ -312,6 +312,7 @@ class TokenModel:
             knobs=SamplingParameters(temperature, repetition_penalty, min_p, top_p, guidance=cfg_weight),
             limit=self._limit(max_new_tokens, embeds.size(1)),
             text=(start, text_tokens.size(1)),
+            voice=start,
             generator=generator,
         )
 
@@ -329,12 +330,13 @@ class TokenModel:
         """The arguments of ``T3.inference_turbo``."""
         if arguments.number("temperature", temperature) == 0.0 and self.prepared is None:
             temperature = 1.0  # upstream leaves the logits alone at 0, and its tokens are promised
-        embeds, _ = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
+        embeds, voice = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
         return Request(
             embeds=embeds,
             knobs=SamplingParameters(temperature, repetition_penalty, top_p=top_p, top_k=top_k),
             # upstream counts from the second token
             limit=self._limit(arguments.whole("max_gen_len", max_gen_len) + 1, embeds.size(1)),
+            voice=voice,
             generator=generator,
         )
 

@@ -1,7 +1,7 @@
 """The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``.
 
-HiFT to the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, and compiled code. Or Vocos
-in its place, from a checkpoint.
+HiFT to the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, compiled code, and on a CPU
+transposed convolutions in pieces. Or Vocos in its place, from a checkpoint.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class VocoderPass(Pass):
         section = context.config.vocoder
         if section.kind == "vocos":
             return section.promise
-        captures = section.graphs and context.config.fidelity != "exact" and context.parts.device.type == "cuda"
-        return "numerical" if captures else section.promise
+        device, ceiling = context.parts.device, context.config.fidelity
+        captures = section.graphs and ceiling != "exact" and device.type == "cuda"
+        return "numerical" if captures or in_pieces(section, ceiling, device) else section.promise
 
     def check(self, context: Context) -> str:
         if context.config.vocoder.kind == "vocos":
@@ -58,6 +59,13 @@ class VocoderPass(Pass):
         context.prepared[self.name] = vocoder.prepared
         context.remarks[self.name] = vocoder.remark
         return remark
+
+
+def in_pieces(section: VocoderSection, ceiling: Fidelity, device: torch.device) -> bool:
+    """Whether transposed convolutions are computed in pieces."""
+    if device.type != "cpu" or section.compile:  # a compiler has one code for all lengths
+        return False
+    return section.upsampling == "pieces" or (section.upsampling == "auto" and ceiling != "exact")
 
 
 class Vocoder:
@@ -100,7 +108,10 @@ class Vocoder:
     def _make(self) -> tuple[tuple[VocoderWeights, Network], str]:
         device, remarks, function = self._module.conv_pre.bias.device, [], decode
         # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
-        weights = vocoder_weights.read(self._module, fold=device.type != "cpu")
+        pieces = in_pieces(self._section, self._ceiling, device)
+        weights = vocoder_weights.read(self._module, device.type != "cpu", pieces)
+        if pieces:
+            remarks.append("upsampling in pieces")
         if self._section.compile:
             function, reason = compiled(decode, device=device, dynamic=True)  # one for all lengths
             remarks.append(f"not compiled: {reason}" if reason else "compiled")

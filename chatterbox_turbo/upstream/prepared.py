@@ -17,7 +17,7 @@ class Fingerprint:
     """The parameters and buffers of modules: which objects they are, where their values lie, in which format.
 
     It notices ``.to()``, casts, ``load_state_dict`` (in place and by assignment) and tensors that are replaced. It does
-    not notice values written through ``.data``; what is read in place has those anyway.
+    not notice values written through ``.data``; what is read in place has those anyway, what is computed of them not.
 
     ``addresses``: without them it does not notice that values lie elsewhere now.
     """

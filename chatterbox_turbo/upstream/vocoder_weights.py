@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..patching import Journal
+from ..runtime.cpu.upsampling import suitable
 from ..runtime.s3gen.vocoder import Source, VocoderWeights
 from ..runtime.s3gen.vocoder_network import Convolution, NetworkWeights, ResidualBlock, Snake, Upsampling
 from .modules import refuse_unless, unsuitable
@@ -18,17 +19,18 @@ from .modules import refuse_unless, unsuitable
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
 
 
-def read(vocoder: nn.Module, fold: bool) -> VocoderWeights:
+def read(vocoder: nn.Module, fold: bool, pieces: bool = False) -> VocoderWeights:
     """The weights of a ``HiFTGenerator`` as they are now: views of its parameters.
 
     Args:
         fold: fold weight normalization, into copies.
+        pieces: transposed convolutions in pieces (``runtime.cpu.upsampling``).
 
     Raises:
         UnsupportedModelError: an architecture that the runtime does not compute.
     """
     check(vocoder)
-    convolution = partial(_convolution, fold=fold)
+    convolution = partial(_convolution, fold=fold, pieces=pieces)
     sines = vocoder.m_source.l_sin_gen
     upsampling = vocoder.f0_upsamp.scale_factor
     source = Source(
@@ -115,13 +117,14 @@ def _product(module: nn.Linear) -> tuple[Tensor, Tensor]:
     return module.weight, module.bias
 
 
-def _convolution(module: nn.Conv1d | nn.ConvTranspose1d, fold: bool) -> Convolution:
+def _convolution(module: nn.Conv1d | nn.ConvTranspose1d, fold: bool, pieces: bool) -> Convolution:
     transposed = isinstance(module, nn.ConvTranspose1d)
     names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if transposed else ()))
     # upstream has strides of NumPy's integers, which a compiler takes for tensors
     options = {name: module.groups if name == "groups" else tuple(map(int, getattr(module, name))) for name in names}
     bias = None if module.bias is None else module.bias.data
+    pieces = pieces and transposed and suitable(options)
     if fold or not parametrize.is_parametrized(module, "weight"):
-        return Convolution(module.weight.detach(), None, bias, options, transposed)
+        return Convolution(module.weight.detach(), None, bias, options, transposed, pieces)
     normalized = module.parametrizations.weight
-    return Convolution(normalized.original1.data, normalized.original0.data, bias, options, transposed)
+    return Convolution(normalized.original1.data, normalized.original0.data, bias, options, transposed, pieces)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cpu.upsampling import in_pieces
 from ..device.devices import on_device
 from .graphed import GraphedNetwork
 from .scratch import Scratch
@@ -29,6 +30,7 @@ class Convolution:
     Attributes:
         direction: the weight, or where there is a ``magnitude``, what weight normalization (2016) scales to it.
         options: stride, padding, dilation.
+        pieces: a transposed one is computed in pieces (``cpu.upsampling``).
     """
 
     direction: Tensor
@@ -36,6 +38,7 @@ class Convolution:
     bias: Tensor | None
     options: dict[str, Any]
     transposed: bool = False
+    pieces: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -107,6 +110,8 @@ def decode(weights: NetworkWeights, mel: Tensor, spectrum: Tensor, valid: Sequen
 
 def convolve(convolution: Convolution, x: Tensor) -> Tensor:
     """(B, out, n) of x (B, in, T)."""
+    if convolution.pieces:
+        return in_pieces(x, convolution.weight, convolution.bias, convolution.options)
     function = F.conv_transpose1d if convolution.transposed else F.conv1d
     return function(x, convolution.weight, convolution.bias, **convolution.options)
 

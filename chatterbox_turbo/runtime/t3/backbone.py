@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +16,7 @@ from ..device.attention_kernels import Kernel
 from .kv_cache import KVCache, bucketed
 from .operations import Watch
 from .transformer import decode_step, prefill
+from .voice_prefixes import LEAST, VoicePrefix, VoicePrefixes
 from .weights import Weights
 
 PREFILL_POSITIONS = 2048  # of all rows of one prefill, padding included
@@ -43,7 +46,7 @@ class TransformersBackbone:
     def begin(self, requests: int, rows: int) -> None:
         self._caches, self._rows = [], rows
 
-    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
+    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int], voices: Sequence[int] = ()) -> Tensor:
         self._caches += [None] * len(embeds)
         first = len(self._caches) - len(embeds)
         return torch.cat([self._advance(first + number, one) for number, one in enumerate(embeds)])
@@ -103,11 +106,14 @@ class TorchStep:
         return self._function(self._weights, cache, embeds, lengths, bucketed(max(cache.lengths) + 1), self._watch)
 
 
-def _together(embeds: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours (R, P, D) that one prefill takes: products of more rows are faster, up to a point."""
+def _together(embeds: Sequence[Tensor], kept: int) -> Iterator[list[Tensor]]:
+    """Neighbours (R, P, D) that one prefill takes: products of more rows are faster, up to a point.
+
+    ``kept``: of the first positions, which it does not compute.
+    """
     some: list[Tensor] = []
     for one in embeds:
-        longest = max(part.size(1) for part in [*some, one])
+        longest = max(part.size(1) for part in [*some, one]) - kept
         if some and (len(some) + 1) * one.size(0) * longest > PREFILL_POSITIONS:
             yield some
             some = []
@@ -124,11 +130,15 @@ def padded(requests: int) -> int:
 class StaticBackbone:
     """Given weights, a cache of our own, and a step that may be any of several implementations.
 
-    ``kernel``: of the prefill's attention; ``None``: torch's choice.
+    Args:
+        kernel: of the prefill's attention; ``None``: torch's choice.
+        voice_bytes: of keys and values that voices leave, on a CPU; on a GPU a prefill takes milliseconds, and memory
+            is dear.
     """
 
-    def __init__(self, weights: Weights, step: Step, kernel: Kernel | None = None):
+    def __init__(self, weights: Weights, step: Step, kernel: Kernel | None = None, voice_bytes: int = 0):
         self.weights, self._step, self._kernel = weights, step, kernel
+        self.voices = VoicePrefixes(voice_bytes if weights.device.type == "cpu" and kernel is None else 0)
         self.cache = KVCache(len(weights.layers), weights.heads, weights.head_width, step.cache_dtype, weights.device)
 
     @property
@@ -140,16 +150,35 @@ class StaticBackbone:
         self._rows = rows
         self.cache.begin((padded(requests) if self.captured else requests) * rows)
 
-    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
+    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int], voices: Sequence[int] = ()) -> Tensor:
         # all at once: growing would lose captured graphs on CUDA, and hold keys or values twice on a CPU
         self.cache.ensure(max(one.size(1) + limit for one, limit in zip(embeds, limits, strict=True)))
-        return torch.cat([self._prefill(some) for some in _together(embeds)])
+        kept = [self._kept(one, voice) for one, voice in zip_longest(embeds, voices, fillvalue=0)]
+        logits = []
+        for positions, alike in groupby(zip(embeds, kept, strict=True), key=itemgetter(1)):
+            for some in _together([one for one, _ in alike], positions):
+                logits.append(self._prefill(some, positions))
+        return torch.cat(logits)
 
-    def _prefill(self, embeds: Sequence[Tensor]) -> Tensor:
+    def _kept(self, embeds: Tensor, voice: int) -> int:
+        """Of how many first positions keys and values are kept."""
+        # by the length alone, not by what is there: or a request would depend on those before it
+        return voice if self.voices.limit and voice >= LEAST and embeds.size(0) == 1 and voice < embeds.size(1) else 0
+
+    def _prefill(self, embeds: Sequence[Tensor], kept: int) -> Tensor:
+        before = [self.voices.get(one[:, :kept], self._of_voice) for one in embeds] if kept else []
+        embeds = [one[:, kept:] for one in embeds]
         longest = max(one.size(1) for one in embeds)
         alike = [F.pad(one, (0, 0, 0, longest - one.size(1))) for one in embeds]
         lengths = [one.size(1) for one in embeds for _ in range(one.size(0))]
-        return prefill(self.weights, self.cache, torch.cat(alike), lengths, self._kernel)
+        return prefill(self.weights, self.cache, torch.cat(alike), lengths, self._kernel, before)
+
+    def _of_voice(self, embeds: Tensor) -> VoicePrefix:
+        cache, place, length = self.cache, self.cache.rows, embeds.size(1)
+        prefill(self.weights, cache, embeds)
+        keys, values = (one[:, place, :, :length].clone() for one in (cache.keys, cache.values))
+        cache.drop(place, 1)
+        return VoicePrefix(embeds.clone(), keys, values)
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         self.cache.ensure(max(self.cache.lengths) + 1)
@@ -183,6 +212,11 @@ class StaticBackbone:
     def leave(self, number: int) -> None:
         self.cache.drop(number * self._rows, self._rows)
 
-    def release(self) -> None:
+    def rest(self) -> None:
         """Give the cache's memory back."""
         self.cache.release()
+
+    def release(self) -> None:
+        """That, and what is kept of voices."""
+        self.rest()
+        self.voices.clear()

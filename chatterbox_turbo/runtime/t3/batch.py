@@ -71,7 +71,8 @@ class Batch:
         self._device = requests[0].embeds.device
         # one row beside guided requests: both rows are the same
         embeds = [request.embeds.expand(self._rows, -1, -1) for request in requests]
-        logits = step.backbone.admit(embeds, [request.limit for request in requests])
+        limits, voices = zip(*((request.limit, request.voice) for request in requests), strict=True)
+        logits = step.backbone.admit(embeds, limits, voices)
         if step.constraint is not None:
             for request in requests:
                 step.constraint.admit(*request.text)

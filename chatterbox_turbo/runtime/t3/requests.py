@@ -23,8 +23,11 @@ class Backbone(Protocol):
     def begin(self, requests: int, rows: int) -> None:
         """Forget everything, and expect at most so many requests at once, each of ``rows`` sequences."""
 
-    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
-        """Requests more, the last: prefixes (rows, P, D) to logits (N * rows, V); so many tokens follow at most."""
+    def admit(self, embeds: Sequence[Tensor], limits: Sequence[int], voices: Sequence[int] = ()) -> Tensor:
+        """Requests more, the last: prefixes (rows, P, D) to logits (N * rows, V); so many tokens follow at most.
+
+        ``voices``: how many of the first positions of each say the voice, and nothing of the text.
+        """
 
     def step(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings (N * rows, D) to logits (N * rows, V), and attention (N, C) of the new position over all."""
@@ -122,6 +125,7 @@ class Request:
         generator: where its random numbers come from; ``None`` for the global generator.
         aligned: its last token is to have the attention over the text; there must be a constraint then.
         abandoned: nobody wants its tokens any more: it leaves at the next step, without an end.
+        voice: how many of the first positions of the prefix say the voice, and nothing of the text.
     """
 
     embeds: Tensor
@@ -131,6 +135,7 @@ class Request:
     generator: Generator | None = None
     aligned: bool = False
     abandoned: bool = False
+    voice: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..device.attention_kernels import Kernel
 from .kv_cache import KVCache
 from .operations import PLAIN, Operations, Product, Watch, split_heads, turning
+from .voice_prefixes import VoicePrefix
 from .weights import Weights
 
 
@@ -24,33 +25,44 @@ def prefill(
     embeds: Tensor,
     lengths: Sequence[int] | None = None,
     kernel: Kernel | None = None,
+    before: Sequence[VoicePrefix] = (),
 ) -> Tensor:
     """Append sequences to the cache: embeddings (R, P, D) to logits (R, V) fp32 of the last position.
 
     The R sequences become the last rows in use. ``lengths``: positions of each, where behind them is padding; no
     position sees what is behind it, so that nothing has to be masked. ``kernel``: of attention; without it torch's
-    choice.
+    choice. ``before``: what stands before each, all of one length, computed already; ``kernel`` is not asked then.
     """
     rows, length, _ = embeds.shape
-    first = cache.rows
+    first, begin = cache.rows, before[0].length if before else 0
     for one in lengths or [length] * rows:
-        cache.append(1, one)
-    positions = torch.arange(length, device=embeds.device)
+        cache.append(1, begin + one)
+    for row, one in enumerate(before, first):
+        cache.keys[:, row, :, :begin], cache.values[:, row, :, :begin] = one.keys, one.values
+    end = begin + length
+    positions = torch.arange(begin, end, device=embeds.device)
     turn = weights.rotary(positions)
     turn = None if turn is None else turning(*turn)
     dtype = prefill_format(cache.keys.dtype, embeds.device)
+    seen = positions[:, None] >= torch.arange(end, device=embeds.device) if before else None
 
     def attend(layer: int, qkv: Product) -> Tensor:
         q, k, v = (one.to(dtype).transpose(1, 2) for one in split_heads(qkv, weights.heads, turn))
-        cache.keys[layer, first : first + rows, :, :length] = k
-        cache.values[layer, first : first + rows, :, :length] = v
-        if kernel is None:
+        cache.keys[layer, first : first + rows, :, begin:end] = k
+        cache.values[layer, first : first + rows, :, begin:end] = v
+        if before:
+            k, v = (
+                torch.cat([all_of[layer, first : first + rows, :, :begin].to(dtype), one], dim=2)
+                for all_of, one in ((cache.keys, k), (cache.values, v))
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        elif kernel is None:
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             attended = kernel(q, k, v, causal=True)
         return attended.transpose(1, 2).flatten(2).to(qkv.values.dtype)
 
-    last = cache.device_lengths[first : first + rows] - 1
+    last = cache.device_lengths[first : first + rows] - begin - 1
     chosen = torch.arange(rows, device=embeds.device), last
     return _run(weights, embeds, positions, attend, PLAIN, lambda x: x[chosen])
 
