@@ -19,6 +19,7 @@ import httpx
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.config import resolve
+from chatterbox_turbo.runtime.cpu.threads import apart
 from chatterbox_turbo.server.app import SpeechServer
 from chatterbox_turbo.server.limits import Limits
 from chatterbox_turbo.server.running import Server, listen
@@ -56,9 +57,9 @@ def main(
 ) -> None:
     """Print medians of one client and of several, and their ratio."""
     many = int(clients)
-    model = synthetic.build(family, size, stop_after=int(tokens))
     config = resolve({"preset": preset, "decoding": {"progress": "off", "streams": many}})
-    served = SpeechServer(turbo.apply(model, config), None, Limits(slots=many))
+    model = apart(lambda: turbo.apply(synthetic.build(family, size, stop_after=int(tokens)), config))
+    served = SpeechServer(model, None, Limits(slots=many))
     with listen("127.0.0.1", 0) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         server = Server(served)

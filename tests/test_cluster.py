@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -216,6 +217,17 @@ def test_the_command_speaks_rows_of_parquet_and_goes_on_where_its_driver_was_kil
     kept = sum(before[name] == (out / name).stat().st_mtime_ns for name in before)
     assert kept >= len(before) - 4, "what was finished is not spoken again, but for what the actors had in hand"
     assert command(tmp_path, *arguments).stdout.strip() == "out: all 40 lines are finished"
+
+
+def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
+    write_rows(tmp_path, 3)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        done = command(tmp_path, "batch", "p.parquet", "-o", "out", *ARGUMENTS)
+    assert done.returncode == 1 and f"error: No Ray answers at {address}: " in done.stderr
+    assert "unset RAY_ADDRESS" in done.stderr
 
 
 def test_bad_rows_and_options(tmp_path, capsys, monkeypatch):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,7 +16,8 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
-from chatterbox_turbo.errors import WatermarkWarning
+from chatterbox_turbo.errors import InvalidRequestError, WatermarkWarning
+from chatterbox_turbo.runtime.cpu.threads import apart
 
 QUIET = {"decoding": {"progress": "off"}}
 TEXTS = ("One text.", "Quite another, longer text.")
@@ -160,3 +164,43 @@ def test_first_applies_of_two_threads_leave_one_layer(english):
     assert {"decoding", "watermark"} <= set(english.turbo.plan.running)
     turbo.revert(english)
     assert set(vars(english)) == before
+
+
+POOLS = """
+import os, time
+import torch
+from chatterbox_turbo.runtime.cpu.threads import apart
+
+def compute():
+    torch.set_num_threads(2)
+    return float((torch.ones(512, 512) @ torch.ones(512, 512)).relu().sum())
+
+def threads():
+    time.sleep(0.2)
+    return len(os.listdir("/proc/self/task"))
+
+found = []
+for _ in range(2):
+    assert apart(compute) == 512.0**3
+    found.append(threads())
+compute()
+found.append(threads())
+print(found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_thread_of_its_own_leaves_no_pool_behind():
+    done = subprocess.run([sys.executable, "-c", POOLS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, here = json.loads(done.stdout)
+    assert first == second < here
+
+
+def test_what_it_raises_is_raised_here():
+    def wrong():
+        raise InvalidRequestError("No.")
+
+    with pytest.raises(InvalidRequestError, match="No"):
+        apart(wrong)
+    assert not [thread for thread in threading.enumerate() if thread.name == "loading"]

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TurboError, describe
 from ..speech.lines import Line
 from .loading import Wanted, check
 from .screen import Screen
@@ -81,15 +80,12 @@ def _connected(screen: Screen) -> Iterator[float]:
     Raises:
         TurboError: the cluster cannot be reached.
     """
-    from ..cluster.ray_itself import imported
+    from ..cluster.ray_itself import connect, imported
 
     ray = imported("data")
     ray.data.DataContext.get_current().enable_progress_bars = False
     with screen.step(f"connecting to Ray at {where}" if (where := os.environ.get("RAY_ADDRESS")) else "starting Ray"):
-        try:
-            ray.init(include_dashboard=None if where else False, log_to_driver=screen.debug)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise TurboError(f"Ray cannot be reached: {describe(error)}.", "", "See RAY_ADDRESS.") from error
+        connect(ray, include_dashboard=None if where else False, log_to_driver=screen.debug)
     try:
         there = ray.cluster_resources()
         screen.note(f"Ray: {there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs on {len(ray.nodes())} machines")

@@ -69,12 +69,14 @@ def serve(
         draining=drain,
     )
     with screen.step("importing torch"), screen.quiet():
+        from ..runtime.cpu.threads import apart
         from ..server.running import Server, listen
     settings = options.configuration(screen, preset, config)
     size = options.size_for(size, checkpoint)
     wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
     with listen(host, port) as listening:
-        served = _served(screen, wanted, settings, limits, voice_folder, key)
+        # the thread of ``server.worker`` is to be the only one that has computed
+        served = apart(lambda: _served(screen, wanted, settings, limits, voice_folder, key))
         place = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         open_to_all = key is None and host not in OWN_MACHINE
         if open_to_all:

@@ -17,7 +17,7 @@ from ..errors import InvalidRequestError, TurboError, describe
 from ..runtime.arguments import count
 from ..speech.lines import Line, failed, speak_lines
 from .packing import batches
-from .ray_itself import imported
+from .ray_itself import connect, imported
 from .spool import Spool
 
 SLOTS = 8  # lines that an actor decodes at once
@@ -54,7 +54,7 @@ def speak(
 
     Raises:
         InvalidRequestError: an argument is out of range, or Ray has no room for one actor.
-        TurboError: Ray is not installed; a model cannot be loaded; a file cannot be written.
+        TurboError: Ray is not installed or does not answer; a model cannot be loaded; a file cannot be written.
     """
     ray = imported("data")
     count("slots", slots)
@@ -165,8 +165,7 @@ def _actors(ray: Any, asked: int | None, cpus: float, gpus: float) -> int:
     Raises:
         InvalidRequestError: there is no room for one.
     """
-    if not ray.is_initialized():
-        ray.init()
+    connect(ray)
     if asked is not None:
         return count("actors", asked)
     there = ray.cluster_resources()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
-from ..errors import TurboError
+from ..errors import TurboError, describe
+
+PATIENCE = 10.0  # seconds that a cluster has to answer
 
 
 def imported(part: str = "") -> Any:
@@ -24,3 +28,29 @@ def imported(part: str = "") -> Any:
         name = ".".join(filter(None, ("ray", part)))
         raise TurboError(f"{name} cannot be imported: {error}.", "", "pip install 'chatterbox-turbo[ray]'.") from error
     return ray
+
+
+def connect(ray: Any, **options: Any) -> None:
+    """Connect to the cluster that ``RAY_ADDRESS`` names, or start one here, where there is no connection yet.
+
+    Args:
+        options: of ``ray.init``.
+
+    Raises:
+        TurboError: nobody answers there (Ray itself says so after minutes), or it refuses.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise TurboError(
+                f"No Ray answers at {address}: {error}.", "RAY_ADDRESS names it.", "Start it, or unset RAY_ADDRESS."
+            ) from error
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TurboError(f"Ray cannot be reached: {describe(error)}.", "", "See RAY_ADDRESS.") from error

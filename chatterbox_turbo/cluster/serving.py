@@ -50,9 +50,10 @@ def application(
         raise InvalidRequestError(f"replicas is {replicas}: the fewest, and as many or more, 1 at least.")
 
     def build() -> Any:
+        from ..runtime.cpu.threads import apart
         from ..server.app import SpeechServer
 
-        return SpeechServer(load(), folder, limits, key).app
+        return SpeechServer(apart(load), folder, limits, key).app
 
     replica = serve.deployment(
         name="speech",
