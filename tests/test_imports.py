@@ -125,3 +125,21 @@ def test_only_upstream_and_synthetic_import_chatterbox():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not [n for n in names if n.split(".")[0] == "chatterbox"], path
+
+
+def test_what_is_optional_may_be_missing():
+    """A server's environment, into which the package goes without dependencies."""
+    code = """
+import sys, warnings
+missing = "psutil", "matplotlib", "sentencex", "num2words", "accelerate", "bitsandbytes", "ray"
+sys.modules.update(dict.fromkeys(missing))
+warnings.simplefilter("ignore")
+import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
+model = synthetic.build("turbo", "tiny", stop_after=4)
+for offload in ("idle", "adaptive"):
+    turbo.apply(model, {"decoding": {"progress": "off", "kernel": "torch"}, "offload": {"mode": offload}})
+    print(model.generate("A fox.").shape[0], model.turbo.plan.step("offload").status)
+    turbo.revert(model)
+"""
+    assert run(code).splitlines()[-2:] == ["1 on", "1 on"]

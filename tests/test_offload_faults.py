@@ -16,8 +16,8 @@ from chatterbox_turbo.errors import TurboError
 from chatterbox_turbo.passes import offload as pass_file
 from chatterbox_turbo.passes import vocoder as vocoder_pass
 from chatterbox_turbo.runtime.cpu import cold
-from chatterbox_turbo.runtime.device.free_memory import is_out_of_memory
 from chatterbox_turbo.runtime.device.transfers import Transfers
+from chatterbox_turbo.runtime.memory.free_memory import is_out_of_memory
 from chatterbox_turbo.upstream import conditioning as upstream_conditioning
 from chatterbox_turbo.upstream.families import identify
 

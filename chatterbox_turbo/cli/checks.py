@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UPSTREAM = "chatterbox-tts"
 KNOWN_UPSTREAM = ("0.1.4", "0.1.5", "0.1.6", "0.1.7")
 REINSTALL = f"pip install '{UPSTREAM}=={KNOWN_UPSTREAM[-1]}'"
-OPTIONAL = {"matplotlib": "the picture of demo", "psutil": "bench and demo"}
+OPTIONAL = {"matplotlib": "the picture of demo", "psutil": "memory of a process outside Linux"}
 
 
 @dataclass(frozen=True)

@@ -31,15 +31,17 @@ def provenance(arguments: list[str]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores that this process may use, threads of torch, memory in bytes, GPUs."""
-    import psutil
+    """CPU model, cores that this process may use, threads of torch, memory in bytes (a container's), GPUs."""
     import torch
 
+    from ..runtime.cpu.process_memory import available
+
+    _, memory = available() or (0, None)
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": memory,
         "gpu": ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())) or None,
         "system": f"{platform.system()} {platform.machine()}",
     }

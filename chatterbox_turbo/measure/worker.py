@@ -21,8 +21,8 @@ from ..errors import describe
 from ..memory import weights
 from ..plan import Plan
 from ..runtime.cpu.host_memory import give_back
-from ..runtime.device.free_memory import is_out_of_memory
 from ..runtime.memory import readings
+from ..runtime.memory.free_memory import is_out_of_memory
 from ..upstream.families import identify
 from .benchmark import Run, run, warm_up
 from .halves import quality_of, reference_of

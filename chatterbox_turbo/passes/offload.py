@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import describe
 from ..runtime.cpu import cold
-from ..runtime.device.free_memory import free_memory, is_out_of_memory
 from ..runtime.device.offload import SPEAKING, VOICE, Place, Pressure, Residence
 from ..runtime.device.overlay import DevicePart
+from ..runtime.memory.free_memory import free_memory, is_out_of_memory
 from ..upstream.families import Parts
 from .base import Context, Pass
 

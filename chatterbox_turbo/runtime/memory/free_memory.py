@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
-
-import psutil
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")
+from ..cpu.process_memory import available
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
@@ -20,13 +16,7 @@ def free_memory(device: torch.device) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + max(kept, 0), total
-    memory = psutil.virtual_memory()
-    free, total = memory.available, memory.total
-    with suppress(OSError, ValueError):  # no limit is the word "max"
-        limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
-        free, total = min(free, limit - used), min(total, limit)
-    return free, total
+    return available() or (0, 0)  # where nothing tells, there is none to spare
 
 
 def is_out_of_memory(error: BaseException) -> bool:
