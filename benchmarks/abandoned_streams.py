@@ -11,10 +11,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 import threading
 import warnings
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
+
+import soundfile
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
@@ -62,8 +66,16 @@ def main(streams: str = "200", family: str = "english") -> None:
     """Print the state after 20 streams and after the last, and resident memory on the way."""
     model = synthetic.build(family, "tiny", stop_after=None if family == "vc" else 120)
     turbo.apply(model, {"decoding": {"progress": "off"}})
-    request = arguments(identify(model), "Yes, and no.")
-    count, first = int(streams), None
+    with tempfile.TemporaryDirectory() as folder:
+        recording = Path(folder) / "3 seconds.wav"
+        samples, rate = soundfile.read(synthetic.reference_voice(), dtype="float32")
+        soundfile.write(recording, samples[: 3 * rate], rate)
+        observe(model, arguments(identify(model), "Yes, and no.", audio=str(recording)), int(streams))
+
+
+def observe(model, request, count: int) -> None:
+    """The same, of a model and its request."""
+    first = None
     for number in range(1, count + 1):
         leave(model, request, number)
         if number == 20:
