@@ -7,7 +7,8 @@ cannot know is in the ``Spool``: which lines of such a batch are finished, and w
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,23 @@ class Speaker:
         records: list[Any] = []
         try:
             if self._stopped is None:
-                records = [one for lines in batch["lines"] for one in self._records(pickle.loads(lines))]
+                for lines in batch["lines"]:
+                    records += self._records(pickle.loads(lines))
         except TurboError as error:  # Ray would hand on its text alone
             self._stopped = error
         if self._stopped is not None:
             records = [self._stopped]
         return {"record": np.array([pickle.dumps(one) for one in records], dtype=object)}
+
+    @contextmanager
+    def _told(self, lines: Sequence[Line]) -> Iterator[None]:
+        """An error that ends the job leaves no mark: or lines would fail once it has been mended."""
+        try:
+            yield
+        except TurboError:
+            for line in lines:
+                self._spool.unbegin(line)
+            raise
 
     def _records(self, lines: Sequence[Line]) -> list[dict[str, Any]]:
         found = {line.name: self._spool.record(line) for line in lines}
@@ -137,7 +149,7 @@ class Speaker:
         begun = {line.name: self._spool.begun(line) for line in left}
         together = [line for line in left if begun[line.name] < ALONE]
         alone = [[line] for line in left if ALONE <= begun[line.name] < MOST]
-        with self._spool.desk() as desk:
+        with self._spool.desk() as desk, self._told(left):
             for line in left:
                 if begun[line.name] >= MOST:
                     why = f"the process that speaks it has ended {begun[line.name]} times"

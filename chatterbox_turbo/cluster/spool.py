@@ -73,6 +73,10 @@ class Spool:
         with (self._folder / f"{_key(line)}.begun").open("ab") as file:
             file.write(b".")
 
+    def unbegin(self, line: Line) -> None:
+        """Take the marks back: what kept it from its end has been told, and was no process that ended."""
+        (self._folder / f"{_key(line)}.begun").unlink(missing_ok=True)
+
     @contextmanager
     def desk(self) -> Iterator[Path]:
         """A folder of this process alone for files that are not finished: another one may still write the same."""

@@ -34,9 +34,11 @@ def apart(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="loading", daemon=True)
     thread.start()
-    result = outcome.result()  # an interrupt does not wait for the thread
-    thread.join()
-    return result
+    try:
+        return outcome.result()
+    finally:
+        if outcome.done():  # an interrupt does not wait for it
+            thread.join()
 
 
 def why_no_kernels() -> str:
