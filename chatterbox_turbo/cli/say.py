@@ -138,7 +138,7 @@ def _check_format(output: Path) -> None:
 
 
 def _progress(screen: Screen):
-    from ..passes.token_model import TOKENS_PER_SECOND
+    from ..upstream.t3 import TOKENS_PER_SECOND
 
     def show(count: int, limit: int) -> None:
         if screen.err.is_terminal:

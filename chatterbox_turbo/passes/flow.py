@@ -26,9 +26,10 @@ from ..runtime.s3gen.speech_encoder import SpeechEncoder
 from ..upstream import encoder_weights, flow_inputs, flow_weights
 from ..upstream.flow_inputs import FlowInputs
 from ..upstream.prepared import Prepared
+from ..upstream.t3 import TOKENS_PER_SECOND
 from .base import Arguments, Context, Pass, Setting, Switch
 
-TOKENS_PER_SECOND, FRAMES_PER_TOKEN = 25, 2
+FRAMES_PER_TOKEN = 2
 CPU_BATCH_FRAMES, CUDA_BATCH_FRAMES = 2_000, 32_000  # 40 s, which is where a CPU has nothing more to gain; 11 min
 
 

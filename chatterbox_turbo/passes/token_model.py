@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ..config import DecodingSection
-from ..errors import DecodingError, InvalidRequestError, SpeechTruncatedWarning
-from ..runtime import arguments
 from ..runtime.cpu.host_memory import use_huge_pages
 from ..runtime.device import attention_kernels
 from ..runtime.device.devices import on_device
-from ..runtime.t3.alignment import AlignmentAnalysis, describe
+from ..runtime.t3.alignment import AlignmentAnalysis
 from ..runtime.t3.backbone import StaticBackbone, TransformersBackbone, padded
 from ..runtime.t3.kv_cache import BUCKET, bucketed
 from ..runtime.t3.requests import GUIDED, UNGUIDED, Request, Token, Vocabulary
-from ..runtime.t3.sampling import SamplingParameters, guide
+from ..runtime.t3.sampling import guide
 from ..runtime.t3.service import Service, Ticket
 from ..runtime.t3.step_choice import choose_step
 from ..runtime.t3.token_loop import Loop
@@ -33,9 +29,8 @@ from ..upstream import t3_weights
 from ..upstream.alignment import UpstreamAnalysis, build_analyzer, why_not_analysis
 from ..upstream.prepared import Prepared
 from .base import Setting, Switch
+from .token_requests import TokenRequests, progress_of, tell
 
-logger = logging.getLogger(__name__)
-TOKENS_PER_SECOND = 25
 UPSTREAMS_LIMIT = 1000  # that generate asks for
 LAG = 4  # steps that a GPU runs ahead of the host: more than a copy of a few bytes takes
 
@@ -71,7 +66,7 @@ class TokenModel:
             self.prepared = Prepared(lambda: t3_weights.modules(t3), self._make, lambda loop: loop.backbone.release())
         self.calls = Switch(self.speak)
         self.service = Service(self._serve)
-        self.request = self._guided_request if self._llama else self._unguided_request
+        self.request = TokenRequests(t3, section.max_new_tokens, zero=static).request
 
     @property
     def loop(self) -> Loop | None:
@@ -179,7 +174,7 @@ class TokenModel:
             self.ends, self.attention = ends, attention
             return each
         device, total = self._t3.device, sum(request.limit for request in requests)
-        advance, finish = _progress(self._section, total)
+        advance, finish = progress_of(self._section, total)
         ids: list[list[int]] = [[] for _ in requests]
         ends: dict[int, tuple[str, int]] = {}
         self.arrivals, self.attention = [], [None] * len(requests)
@@ -200,7 +195,7 @@ class TokenModel:
         self.ends = [ends[number][0] for number in range(len(requests))]
         for number, request in enumerate(requests):
             if told:
-                _tell(request, len(ids[number]), *ends[number])
+                tell(request, len(ids[number]), *ends[number])
             if not self._llama and ids[number][-1:] == [upstream_t3.stop_token(self._t3)]:
                 ids[number].pop()  # inference_turbo returns speech without it
         return [on_device(torch.tensor([row], dtype=torch.long, device="cpu"), device) for row in ids]
@@ -240,7 +235,7 @@ class TokenModel:
             DecodingError: there is none.
         """
         if ticket.end is not None:
-            _tell(ticket.request, len(ticket.ids), ticket.end, ticket.reasons)
+            tell(ticket.request, len(ticket.ids), ticket.end, ticket.reasons)
 
     @torch.inference_mode()
     def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:
@@ -277,109 +272,3 @@ class TokenModel:
             lambda ids, at: upstream_t3.embed_tokens(t3, ids, at),
             lambda: upstream_t3.embedding_addresses(t3),
         )
-
-    def _guided_request(
-        self,
-        *,
-        t3_cond: Any,
-        text_tokens: Tensor,
-        initial_speech_tokens: Tensor | None = None,
-        prepend_prompt_speech_tokens: Tensor | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repetition_penalty: float = 1.2,
-        cfg_weight: float = 0.5,
-        generator: Generator | None = None,
-        **unused: Any,  # num_return_sequences, stop_on_eos, do_sample, length_penalty: upstream reads none of them
-    ) -> Request:
-        """The arguments of ``T3.inference``. Without guidance (``cfg_weight`` 0) one row is decoded, not two."""
-        if prepend_prompt_speech_tokens is not None:
-            what = "prepend_prompt_speech_tokens is not supported."
-            raise InvalidRequestError(what, "Upstream has no such code either.")
-        cfg_weight = arguments.number("cfg_weight", cfg_weight)
-        rows = 2 if cfg_weight > 0.0 else 1
-        text_tokens = upstream_t3.check_text(self._t3, text_tokens)
-        if text_tokens.size(0) < rows:
-            raise InvalidRequestError(
-                f"cfg_weight is {cfg_weight}, but the text has one row.", "Guidance needs the text twice.", "Repeat it."
-            )
-        text_tokens = text_tokens[:rows]
-        embeds, start = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight, initial_speech_tokens)
-        return Request(
-            embeds=embeds,
-            knobs=SamplingParameters(temperature, repetition_penalty, min_p, top_p, guidance=cfg_weight),
-            limit=self._limit(max_new_tokens, embeds.size(1)),
-            text=(start, text_tokens.size(1)),
-            voice=start,
-            generator=generator,
-        )
-
-    def _unguided_request(
-        self,
-        t3_cond: Any,
-        text_tokens: Tensor,
-        temperature: float = 0.8,
-        top_k: int = 1000,
-        top_p: float = 0.95,
-        repetition_penalty: float = 1.2,
-        max_gen_len: int = 1000,
-        generator: Generator | None = None,
-    ) -> Request:
-        """The arguments of ``T3.inference_turbo``."""
-        if arguments.number("temperature", temperature) == 0.0 and self.prepared is None:
-            temperature = 1.0  # upstream leaves the logits alone at 0, and its tokens are promised
-        embeds, voice = upstream_t3.prefix(self._t3, t3_cond, text_tokens, cfg_weight=0.0)
-        return Request(
-            embeds=embeds,
-            knobs=SamplingParameters(temperature, repetition_penalty, top_p=top_p, top_k=top_k),
-            # upstream counts from the second token
-            limit=self._limit(arguments.whole("max_gen_len", max_gen_len) + 1, embeds.size(1)),
-            voice=voice,
-            generator=generator,
-        )
-
-    def _limit(self, asked: int | None, prefix: int) -> int:
-        capacity = upstream_t3.token_capacity(self._t3) - (0 if self._llama else prefix)
-        limit = self._section.max_new_tokens or (
-            capacity if asked is None else arguments.whole("max_new_tokens", asked)
-        )
-        if limit < 1:
-            raise InvalidRequestError(f"max_new_tokens is {limit}, but must be at least 1.")
-        if capacity < 1:
-            raise InvalidRequestError(
-                f"The voice and text take {prefix} positions, and the model has no more.", "", "Shorten the text."
-            )
-        return min(limit, capacity)
-
-
-def _tell(request: Request, count: int, end: str, reasons: int) -> None:
-    """Warn of speech that ended otherwise than by the model's own will."""
-    if not count:
-        raise DecodingError("No token can be drawn at step 0.", "Every id is excluded.", "Loosen top_k and top_p.")
-    if end == "limit":
-        _warn(
-            f"Speech was cut at {request.limit} tokens ({request.limit / TOKENS_PER_SECOND:.1f} s) before the model "
-            "ended it. Shorten the text, or raise decoding.max_new_tokens."
-        )
-    elif end == "exhausted":
-        _warn(f"Speech was cut at {count} tokens: every id was excluded. Loosen top_k and top_p.")
-    elif reasons:
-        logger.warning("Speech was ended after %d tokens: %s.", count, ", ".join(describe(reasons)))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SpeechTruncatedWarning, stacklevel=2)
-
-
-def _progress(section: DecodingSection, limit: int) -> tuple[Callable[[int], None], Callable[[], None]]:
-    """A function to call with the tokens so far, and one to call at the end."""
-    if callable(section.progress):
-        return lambda count: section.progress(count, limit), lambda: None
-    if section.progress == "off":
-        return lambda count: None, lambda: None
-    from tqdm import tqdm
-
-    bar = tqdm(total=limit, desc="Sampling", dynamic_ncols=True)
-    return lambda count: bar.update(), bar.close

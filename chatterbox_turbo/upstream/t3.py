@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InvalidRequestError
 
+TOKENS_PER_SECOND = 25  # of S3Tokenizer's ids, which are what T3 speaks (upstream: s3tokenizer.S3_TOKEN_RATE)
+
 
 def backbone(t3: nn.Module) -> nn.Module:
     """The Transformers model (Llama or GPT-2) that turns embeddings into hidden states."""
