@@ -9,12 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from cli_tools import started
 from safetensors.torch import load_file
 from training_tools import MEL, SETTINGS, mel_function, run, source, write_recordings
 
@@ -132,6 +134,22 @@ def test_an_end_that_is_asked_for_saves_and_goes_on(audio, unbroken, tmp_path):
     run(audio, tmp_path / "run", settings)
     ours, theirs = weights(tmp_path / "run"), weights(unbroken[0])
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.exhaustive
+def test_a_signal_to_the_whole_group_saves_and_goes_on(audio, tmp_path):
+    size = ("--dim", "16", "--layers", "1", "--discriminator-width", "0.0625", "--batch", "2", "--frames", "8")
+    steps = ("--steps", "1000000", "--mel-only-steps", "1000000", "--save-every", "1000000", "--workers", "2")
+    arguments = ("vocoder", "train", "--audio", str(audio), "-o", "run", "--device", "cpu")
+    running = started(tmp_path, *arguments, *size, *steps)
+    end = time.monotonic() + 300
+    while running.poll() is None and time.monotonic() < end and not (tmp_path / "run" / "history.jsonl").exists():
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGTERM)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 130 and "the same command goes on in run" in err, err
+    (saved,) = (tmp_path / "run" / "states").iterdir()
+    assert f"stopped after step {int(saved.name.split('-')[1]):,};" in err
 
 
 @pytest.mark.exhaustive
@@ -273,7 +291,16 @@ def test_a_missing_package_is_named_with_its_remedy(audio, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 0}, {"batch": 1.5}, {"learning_rate": math.nan}, {"discriminator_width": 0.0}, {"precision": "int8"}],
+    [
+        {"steps": 0},
+        {"batch": 1.5},
+        {"learning_rate": math.nan},
+        {"discriminator_width": 0.0},
+        {"precision": "int8"},
+        {"mel_windows": ()},
+        {"mel_windows": (1024.0,)},
+        {"mel_windows": (1024, 16)},
+    ],
 )
 def test_settings_that_are_none(change):
     with pytest.raises(InvalidRequestError, match=next(iter(change))):
@@ -284,6 +311,19 @@ def test_the_learning_rate_rises_and_falls():
     settings = replace(SETTINGS, steps=100, warmup=10, learning_rate=1.0)
     rates = [settings.rate_at(step) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and rates[100] == 0
+
+
+def test_the_mel_loss_is_the_mean_over_its_windows(audio, tmp_path):
+    first = {}
+    for windows in ((512,), (2048,), (512, 2048)):
+        settings = replace(SETTINGS, steps=1, mel_windows=windows)
+        run(audio, tmp_path / str(len(first)), settings)
+        first[windows] = told(tmp_path / str(len(first)))[0]["losses"]["mel"]
+    assert first[512,] != first[2048,]
+    assert first[512, 2048] == pytest.approx((first[512,] + first[2048,]) / 2, rel=1e-5)
+    with pytest.raises(InvalidRequestError, match="A window of 8192 samples does not fit into twice 8 frames"):
+        run(audio, tmp_path / "long", replace(SETTINGS, mel_windows=(8192,)))
+    assert not (tmp_path / "long").exists()
 
 
 def test_half_precision_that_a_device_lacks():

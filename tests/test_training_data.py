@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import time
 import tracemalloc
 from collections import Counter
@@ -15,7 +18,7 @@ from training_tools import MEL, SETTINGS, mel_function, run, source, voiced, wri
 from chatterbox_turbo.errors import TrainingError
 from chatterbox_turbo.training import recordings
 from chatterbox_turbo.training.recordings import Recordings, Unusable, find
-from chatterbox_turbo.training.segments import Batches, RecordedSegments, batches, chosen
+from chatterbox_turbo.training.segments import Batch, Batches, RecordedSegments, batches, chosen
 
 
 def segments(folder, count=4800, held=12000, seed=0):
@@ -187,6 +190,26 @@ def test_recordings_that_are_chosen_for_an_evaluation(tmp_path):
     samples, left_out = chosen(find(tmp_path), 16, 7000, 24000, 480)
     assert [len(each) for each in samples] == [6720] * 3 and left_out.keys() <= {"silent.wav"}
     assert len(chosen(find(tmp_path), 2, 7000, 24000, 480)[0]) == 2
+
+
+class Slow:
+    """A dataset whose batches are waited for."""
+
+    def __getitem__(self, step: int) -> Batch:
+        time.sleep(0.5)
+        return Batch(torch.full((1, 1), float(step)), None, ("",), {})
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_a_signal_to_the_whole_group(how):
+    """What terminals and process managers send reaches them too, and the step that is to be the last waits for them."""
+    found = batches(Slow(), 0, 4, 2)
+    assert next(found).samples == 0
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, how)
+    assert [int(batch.samples) for batch in found] == [1, 2, 3]
 
 
 def test_a_loader_draws_no_random_numbers(tmp_path):

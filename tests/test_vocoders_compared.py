@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,9 +130,12 @@ def data(folder, audio, count=3, batch=2):
 def test_the_teachers_data_are_what_its_flow_and_hift_make(model, audio, tmp_path):
     turbo.apply(model, {"decoding": {"enabled": False}, "warmup": {"level": "off"}})
     whole, told = data(tmp_path / "whole", audio), []
-    assert not whole.complete()
+    assert not whole.complete("a model")
     assert whole.make(model, "a model", lambda done, words: told.append(done)) and told == [0, 2, 3]
-    assert whole.complete()
+    assert whole.complete("a model")
+    for other, identity in ((whole, "another model"), (data(tmp_path / "whole", audio, 2), "a model")):
+        with pytest.raises(TrainingError, match="another teacher"):
+            other.complete(identity)
     # interrupted after the first batch, and one of its items lost
     broken = data(tmp_path / "broken", audio)
     assert not broken.make(model, "a model", stopping=iter([False, True]).__next__)
@@ -210,6 +215,23 @@ def test_a_run_of_the_command_and_its_evaluation(audio, tmp_path, capsys):
         "evaluation.json", "spectrograms.png", "0-recording.wav", "0-hift.wav", "0-vocos.wav", "0-griffin-lim.wav"
     }  # fmt: skip
     assert json.loads((out / "evaluation.json").read_text())["rows"]["HiFT"]["watermark found"] == 1
+
+
+def test_recordings_may_come_and_go_until_a_run_has_begun(audio, tmp_path, capsys):
+    recordings, out = tmp_path / "recordings", tmp_path / "run"
+    recordings.mkdir()
+    soundfile.write(recordings / "silence.wav", np.zeros(24000), 24000)
+    arguments = ["vocoder", "train", "--audio", str(recordings), "-o", str(out), *SMALL, *QUICK, "--steps", "1"]
+    code, line = error(capsys, *arguments)
+    assert code == 1 and "can be trained on" in line and not (out / "run.json").exists()
+    for path in audio.iterdir():
+        # a name that is no text: as another encoding of file names leaves it
+        name = os.fsencode(recordings) + b"/\xe9" + path.name.encode()
+        Path(os.fsdecode(name)).write_bytes(path.read_bytes())
+    assert main(arguments) == 0
+    assert "1 steps on 3 recordings" in capsys.readouterr().out
+    (recordings / "more.wav").write_bytes(b"")
+    assert main(arguments) == 0, "the recordings are those that it began with"
 
 
 def test_distillation_by_the_command(audio, tmp_path, capsys):

@@ -58,6 +58,10 @@ def train(
     mel_only_steps: Annotated[
         int, typer.Option("--mel-only-steps", min=0, help="Steps at the start without discriminators.")
     ] = 0,
+    mel_window: Annotated[
+        list[int] | None,
+        typer.Option("--mel-window", help="Samples of a window of the mel loss; repeat it for several. Default: 1024."),
+    ] = None,
     discriminator_width: Annotated[
         float, typer.Option("--discriminator-width", help="Share of their channels; 1 is published.")
     ] = 1.0,
@@ -91,6 +95,7 @@ def train(
         learning_rate=learning_rate,
         warmup=warmup,
         mel_only_steps=mel_only_steps,
+        mel_windows=tuple(mel_window or (1024,)),
         discriminator_width=discriminator_width,
         dim=dim,
         intermediate_dim=intermediate_dim or 3 * dim,
@@ -140,17 +145,19 @@ def _tell(screen: Screen, result: Any, output: Path) -> None:
 def _recordings(screen: Screen, audio: Path, output: Path) -> Recordings:
     """Those of the folder, or those that the run began with."""
     from ..training.recordings import Recordings, find
-    from ..training.state import full_disk, read_json, write_json
+    from ..training.state import RUN, full_disk, read_json, write_json
+    from ..training.teacher import NAME as TEACHER
 
     known = output / "recordings.json"
-    if known.is_file():
+    # what was drawn from before; until something has been, files may come and go
+    if known.is_file() and any((output / name).is_file() for name in (RUN, f"teacher/{TEACHER}")):
         return Recordings(audio, tuple(read_json(known)["names"]))
     with screen.step("looking for recordings"):
         found = find(audio)
     with full_disk("begin"):
         output.mkdir(parents=True, exist_ok=True)
         # in somebody else's folder nothing is written: ``train`` refuses it
-        if not any(output.iterdir()):
+        if known.is_file() or not any(output.iterdir()):
             write_json(known, {"names": list(found.names)})
     return found
 
@@ -189,7 +196,7 @@ def _taught(
     from ..training.teacher import TeacherData
 
     data = TeacherData(output / "teacher", recordings, items, settings.seed, mel.sample_rate, mel.hop)
-    if not data.complete():
+    if not data.complete(_identity(wanted)):
         teacher = load_model(screen, wanted).model
         with screen.step("preparing the teacher"), screen.quiet():
             apply(teacher)

@@ -26,6 +26,7 @@ def draw(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     steps = [line for line in history if "losses" in line]
     validations = [line for line in history if "validation" in line]
@@ -47,6 +48,8 @@ def draw(path: Path, history: Sequence[Mapping[str, Any]], title: str) -> None:
                 axes.set_ylim(0, 1.1 * max(value for _, value in points) or 1)
             else:
                 axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color="#7f8c9b")
+        for axes in panels.flat:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 35k: a million has seven digits
         new = path.with_name(f".{path.name}")
         figure.savefig(new, format="png")
     os.replace(new, path)
@@ -73,4 +76,6 @@ def _seconds(axes: Any, steps: Sequence[Mapping[str, Any]]) -> None:
     at = [line["step"] for line in steps]
     values = [[1000 * line["seconds"][part] for line in steps] for part in PARTS]
     axes.stackplot(at, np.array(values), labels=list(PARTS), colors=list(PARTS.values()), alpha=0.8, linewidth=0)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    # a step that waited for something else must not flatten all others
+    axes.set_ylim(0, 1.5 * float(np.percentile(np.sum(values, axis=0), 98)))
+    axes.legend(fontsize=8, frameon=False, loc="upper right")

@@ -48,7 +48,8 @@ class Recordings:
         """
         path = self.folder / name
         try:
-            with soundfile.SoundFile(path) as sound:
+            # soundfile encodes text strictly, and a name from another system need not be text
+            with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as sound:
                 own = sound.samplerate
                 if own < LOWEST_RATE:
                     raise Unusable(f"{own} Hz: below {LOWEST_RATE}, half of the mel bands are empty")

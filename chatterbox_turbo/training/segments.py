@@ -6,10 +6,11 @@ however many processes, gets the same.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -216,7 +217,7 @@ def batches(dataset: Batches, start: int, end: int, workers: int) -> Iterator[Ba
     """
     from torch.utils.data import DataLoader
 
-    options = {"prefetch_factor": 2, "persistent_workers": False} if workers else {}
+    options: dict[str, Any] = {"prefetch_factor": 2, "worker_init_fn": _outlive_a_signal} if workers else {}
     # its own generator: the loader draws a seed for its workers, of which nothing here depends
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(
@@ -226,3 +227,19 @@ def batches(dataset: Batches, start: int, end: int, workers: int) -> Iterator[Ba
         if isinstance(batch, TurboError):
             raise batch
         yield batch
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """A worker's own handlers: the first signal is passed over, and the second ends it, as in ``cli.vocoder``.
+
+    Terminals and process managers send theirs to the whole group. The run ends after its step then, which may still
+    wait for this worker. Two are not passed over, so that the loader can end a worker that does not end by itself.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def once(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+
+    for each in numbers:
+        signal.signal(each, once)

@@ -10,6 +10,7 @@ from ..errors import InvalidRequestError, brief
 from ..runtime.s3gen.vocos_network import VocosArchitecture
 
 PRECISIONS = ("no", "bf16", "fp16")
+SHORTEST, LONGEST = 32, 8192  # samples of a window of the mel loss
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class TrainingSettings:
             shorter segments than twice that are mostly edges.
         learning_rate, warmup: of both AdamW optimizers, and steps over which it rises.
         mel_weight: of the mel reconstruction loss.
+        mel_windows: samples of its windows, with a quarter as hop and 100 bands for each 1024; their mean counts.
+            The paper has 1024 alone; several resolutions are BigVGAN's (arXiv 2206.04658, its second version).
         resolution_weight: of the multi-resolution discriminators' losses, beside the multi-period ones'.
         mel_only_steps: steps at the start without discriminators.
         discriminator_width: share of the channels that the package's discriminators have.
@@ -38,6 +41,7 @@ class TrainingSettings:
     learning_rate: float = 5e-4
     warmup: int = 0
     mel_weight: float = 45.0
+    mel_windows: tuple[int, ...] = (1024,)
     resolution_weight: float = 0.1
     mel_only_steps: int = 0
     discriminator_width: float = 1.0
@@ -61,6 +65,12 @@ class TrainingSettings:
                 raise InvalidRequestError(f"{field.name} is {brief(value)}, expected a number of at least 0.")
         if not 0 < self.discriminator_width <= 1:
             raise InvalidRequestError(f"discriminator_width is {self.discriminator_width}, expected: above 0, up to 1.")
+        if not self.mel_windows or any(isinstance(w, bool) or not isinstance(w, int) for w in self.mel_windows):
+            raise InvalidRequestError(f"mel_windows is {brief(self.mel_windows)}, expected whole numbers.")
+        if not all(SHORTEST <= window <= LONGEST for window in self.mel_windows):
+            raise InvalidRequestError(
+                f"mel_windows is {brief(self.mel_windows)}, expected numbers of {SHORTEST} to {LONGEST} samples."
+            )
         if self.precision not in PRECISIONS:
             raise InvalidRequestError(f"precision is {brief(self.precision)}, expected one of {', '.join(PRECISIONS)}.")
 

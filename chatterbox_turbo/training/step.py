@@ -20,6 +20,7 @@ from .settings import TrainingSettings
 
 BETAS = (0.8, 0.9)
 HALVES = ("generator", "discriminators")
+BANDS = 100  # of the mel loss for a window of 1024 samples
 
 
 class Training:
@@ -44,7 +45,9 @@ class Training:
             module = module.to(accelerator.device)
             optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, betas=BETAS)
             self.modules[name], self.optimizers[name] = accelerator.prepare(module, optimizer)
-        self._mel_loss = losses.MelSpecReconstructionLoss(sample_rate=rate).to(accelerator.device)
+        bands = [(window, round(BANDS * window / 1024)) for window in settings.mel_windows]
+        distances = [losses.MelSpecReconstructionLoss(rate, window, window // 4, count) for window, count in bands]
+        self._mel_losses = nn.ModuleList(distances).to(accelerator.device)
         self._judged, self._fooled = losses.DiscriminatorLoss(), losses.GeneratorLoss()
         self._features = losses.FeatureMatchingLoss()
 
@@ -112,7 +115,8 @@ class Training:
         return terms
 
     def _of_generator(self, samples: Tensor, made: Tensor, number: int) -> dict[str, Tensor]:
-        terms = {"mel": self.settings.mel_weight * self._mel_loss(made, samples)}
+        distances = [distance(made, samples) for distance in self._mel_losses]
+        terms = {"mel": self.settings.mel_weight * sum(distances) / len(distances)}
         if number < self.settings.mel_only_steps:
             return terms
         # without what distributes them, and without gradients of their own: this half changes the generator alone

@@ -71,8 +71,8 @@ class TeacherData:
             identity: of the model, by which data of another one are told.
 
         Raises:
-            TrainingError: the folder is of another model or other recordings, the model's stages are unknown, the disk
-                is full, or no recording is of use.
+            TrainingError: the folder is of another model or other recordings, the model's stages are unknown, or the
+                disk is full.
         """
         self._open(identity)
         parts = identify(model)
@@ -94,21 +94,30 @@ class TeacherData:
                 self._make(now._pipeline, parts, some)
             done += len(some)
             progress(done, f"{done:,} items of {self.count:,}")
-        if not any(self._path(number, ".safetensors").exists() for number in range(self.count)):
+        return True
+
+    def complete(self, identity: str) -> bool:
+        """Whether every item has been made, or found to be of no use.
+
+        Raises:
+            TrainingError: the folder is of another model or other recordings.
+        """
+        self._open(identity)
+        return self._done(range(self.count))
+
+    def segments(self, seed: int, frames: int, held: int) -> TeacherSegments:
+        """What there is, for training; every item must have been made.
+
+        Raises:
+            TrainingError: no recording is of use.
+        """
+        numbers = [number for number in range(self.count) if self._path(number, ".safetensors").exists()]
+        if not numbers:
             raise TrainingError(
                 f"No recording in {self.recordings.folder} is of use to the teacher.",
                 read_json(self._path(0, ".json"))["reason"],
-                "Give recordings of speech of 16 kHz and up.",
+                f"Give recordings of speech of 16 kHz and up, and delete {self.folder}.",
             )
-        return True
-
-    def complete(self) -> bool:
-        """Whether every item has been made, or found to be of no use; nothing is said of which model's they are."""
-        return (self.folder / NAME).exists() and self._done(range(self.count))
-
-    def segments(self, seed: int, frames: int, held: int) -> TeacherSegments:
-        """What there is, for training; every item must have been made."""
-        numbers = [number for number in range(self.count) if self._path(number, ".safetensors").exists()]
         return TeacherSegments(self.folder, numbers, seed, frames, self.hop, held)
 
     def _open(self, identity: str) -> None:

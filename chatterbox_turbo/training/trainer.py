@@ -96,6 +96,12 @@ def train(
                 "",
                 "Choose a multiple.",
             )
+        if max(settings.mel_windows) >= 2 * settings.frames * description.hop:
+            raise InvalidRequestError(
+                f"A window of {max(settings.mel_windows)} samples does not fit into twice {settings.frames} frames.",
+                f"A frame is {description.hop} samples.",
+                "Choose shorter mel_windows or more frames.",
+            )
         run = _Run(RunFolder(folder), source, settings, function, description, accelerator, progress, note)
         return run.go(data or {}, workers, stopping)
     finally:
@@ -124,6 +130,7 @@ class _Run:
 
     def go(self, data: Mapping[str, Any], workers: int, stopping: Callable[[], bool]) -> TrainingResult:
         settings, rate = self.settings, self.description.sample_rate
+        self.held = self.source.held_out()  # where there is none, nothing is written
         if self.main:
             self.folder.open(settings.to_dict(), data)
         self.accelerator.wait_for_everyone()
@@ -131,7 +138,6 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             training = Training(self.accelerator, settings, build(architecture, self.description), rate)
-        self.held = self.source.held_out()
         for segment in self.held:
             self._tell(segment.left_out)
         step = self.folder.restore(training)
