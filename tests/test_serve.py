@@ -146,6 +146,9 @@ def test_other_routes(client, running):
     assert client.get(SPEECH).json()["error"]["code"] == "method_not_allowed"
     foreign = client.post(SPEECH, json=asked(), headers={"Sec-Fetch-Site": "cross-site"})
     assert foreign.status_code == 403
+    # as a browser does it where the address is another machine's, without TLS
+    for origin, status in (("http://evil.example", 403), ("null", 403), (running.url.upper(), 200)):
+        assert client.post(SPEECH, json=asked(), headers={"Origin": origin}).status_code == status, origin
     client.post(SPEECH, json=asked(stream=True))
     running.settle()
     wait(lambda: 'outcome="done"' in client.get("/metrics").text)
@@ -178,6 +181,16 @@ def test_a_voice_is_uploaded_spoken_with_kept_and_deleted(speaker, tmp_path, voi
         assert not [*tmp_path.iterdir()] and client.post(SPEECH, json=asked(voice="anna")).status_code == 400
 
 
+def turbo_voice(speaker, path: Path, recording: str) -> bytes:
+    """The file of another voice: of a recording backwards."""
+    samples, rate = soundfile.read(recording)
+    soundfile.write(path.with_suffix(".wav"), samples[::-1], rate)
+    speaker.turbo.voices.add("other", path.with_suffix(".wav"))
+    speaker.turbo.voices.export("other", path)
+    speaker.turbo.voices.remove("other")
+    return path.read_bytes()
+
+
 def test_what_others_do_to_the_folder_of_voices_is_noticed(speaker, tmp_path, voice):
     with serving(speaker, tmp_path) as running, running.client() as client:
         form = {"data": {"name": "anna"}, "files": {"audio_sample": ("a", Path(voice).read_bytes())}}
@@ -186,10 +199,21 @@ def test_what_others_do_to_the_folder_of_voices_is_noticed(speaker, tmp_path, vo
         (tmp_path / "ben.safetensors").write_bytes((tmp_path / "anna.safetensors").read_bytes())
         (tmp_path / "bad.safetensors").write_text("no voice")
         assert np.array_equal(pcm(client.post(SPEECH, json=asked(voice="ben")).content), hers)
+        # half of a file is none yet, and what is there already stays until the other half is there as well
+        other = turbo_voice(speaker, tmp_path.parent / "other.safetensors", voice)
+        for content, expected in ((other[:1000], hers), (other, None)):
+            (tmp_path / "ben.safetensors").write_bytes(content)
+            now = pcm(client.post(SPEECH, json=asked(voice="ben")).content)
+            same = now.shape == hers.shape and np.array_equal(now, hers)
+            assert same == (expected is hers)
         (tmp_path / "anna.safetensors").unlink()
         assert [one["id"] for one in client.get(VOICES).json()["voices"]] == ["default", "ben"]
         assert client.post(SPEECH, json=asked(voice="anna")).status_code == 400
         assert client.delete(f"{VOICES}/ben").status_code == 200
+        # as a Mac writes it
+        (tmp_path / "Ame\u0301lie.safetensors").write_bytes(other)
+        assert client.delete(f"{VOICES}/Am\u00e9lie").status_code == 200
+        assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
 def test_a_key_is_asked_for(speaker):

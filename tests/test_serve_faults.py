@@ -155,6 +155,19 @@ def test_a_request_that_does_not_come_is_not_waited_for(speaker):
                 assert answer or not slow.recv(1000)
 
 
+def test_a_body_that_nobody_reads_any_more_is_not_waited_for(speaker):
+    head = "POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n"
+    with (
+        serving(speaker, receiving=1.0) as running,
+        socket.create_connection(("127.0.0.1", running.port), timeout=60) as slow,
+    ):
+        slow.sendall(head.encode())
+        assert slow.recv(1000).startswith(b"HTTP/1.1 404")
+        slow.sendall(b"x")  # which ends uvicorn's own patience with a connection that is idle
+        while slow.recv(1000):
+            pass
+
+
 def test_a_client_that_stops_reading_is_dropped_and_holds_nobody_up(speaker):
     with serving(speaker, sending=1.0, buffer=8_192) as running, running.client() as other, socket.socket() as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)

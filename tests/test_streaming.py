@@ -104,6 +104,20 @@ def test_a_text_that_is_too_long_is_said_in_pieces(english):
     assert whole.size(1) == sum(alone) + int(pieces[0].pause * english.sr)
 
 
+def test_a_voice_that_is_deleted_meanwhile_speaks_to_the_end(english, voice):
+    turbo.apply(english, QUIET)
+    english.turbo.voices.add("anna", voice)
+    texts = ["One.", "Two.", "Three.", "Four."]
+    whole = joined(list(english.turbo.stream(texts, seed=3, windows=SMALL, voice="anna")))
+    with english.turbo.stream(texts, seed=3, windows=SMALL, voice="anna") as stream:
+        blocks = [next(stream)]
+        english.turbo.voices.remove("anna")
+        blocks += list(stream)
+    assert torch.equal(joined(blocks), whole)
+    with pytest.raises(InvalidRequestError, match="no voice 'anna'"):
+        english.turbo.stream("One.", voice="anna")
+
+
 def test_streams_that_are_left_leave_nothing(english):
     turbo.apply(english, QUIET)
     engine = english.turbo.token_model

@@ -33,7 +33,7 @@ def application(
     Args:
         load: gives the optimized model, with ``decoding.streams`` of ``limits.slots``; pickled, called once a replica.
         folder: of voices, under one path on every machine. Voices are uploaded to the replica that has the request, and
-            others know them once they are started: give every replica the same folder before.
+            the others know them with their next request.
         key: what clients must send.
         replicas: the fewest and the most.
         cpus, gpus: that a replica holds.

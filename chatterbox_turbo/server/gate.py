@@ -70,7 +70,7 @@ class Gate:
         if self._status.draining and path not in LIVING:
             return Refusal(503, "The server is shutting down.", "shutting_down", headers={**CLOSE, "Retry-After": "5"})
         # no page of another site may have a visitor's browser speak or upload here
-        if scope["method"] not in ("GET", "HEAD") and headers.get(b"sec-fetch-site") == b"cross-site":
+        if scope["method"] not in ("GET", "HEAD") and _of_another_site(headers):
             return Refusal(403, "Pages of other sites may not do this.", "cross_site")
         if self._key is not None and path not in OPEN and not self._has_key(headers):
             bearer = {"WWW-Authenticate": "Bearer"}
@@ -84,6 +84,16 @@ class Gate:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         # as long for a wrong key as for the right one
         return hmac.compare_digest(given.strip(), self._key or b"") and kind.lower() == b"bearer"
+
+
+def _of_another_site(headers: dict[bytes, bytes]) -> bool:
+    """Whether a page of another site has sent this, by what browsers say of that."""
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None or origin is None:
+        return site == b"cross-site"
+    # to an address that is neither https nor this machine's own they say where the page is from, and no more
+    hosts = (headers.get(name, b"").lower() for name in (b"host", b"x-forwarded-host"))
+    return origin.lower().partition(b"://")[2] not in {*hosts} - {b""}
 
 
 class _Bounded:

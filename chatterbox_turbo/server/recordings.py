@@ -28,8 +28,8 @@ async def form(request: Request, limits: Limits) -> tuple[str, bytes]:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise Refusal(415, "Send a form (multipart/form-data) with name and audio_sample.", "not_a_form")
-    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=4, max_part_size=4096)
-    parser.spool_max_size = limits.form + 1
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=4)
+    parser.max_part_size, parser.spool_max_size = 4096, limits.form + 1
     try:
         fields = await parser.parse()
     except ClientDisconnect:

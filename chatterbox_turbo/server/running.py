@@ -125,7 +125,10 @@ def _protocol(receiving: float, sending: float) -> type[H11Protocol]:
             self._await_head()
 
         def _await_head(self) -> None:
-            waits = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            # for a head; or for the rest of a body that has been answered already, which nobody reads any more
+            theirs, ours = self.conn.their_state, self.conn.our_state
+            waits = theirs is h11.IDLE or (theirs is h11.SEND_BODY and ours is h11.DONE)
+            waits = waits and not self.transport.is_closing()
             if waits and self._heading is None:
                 self._heading = self.loop.call_later(receiving, self.transport.abort)
             if not waits and self._heading is not None:

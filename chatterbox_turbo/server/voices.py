@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .refusals import Refusal
 logger = logging.getLogger(__name__)
 
 OWN = "default"  # the voice that the model has
+File = tuple[int, int, int]  # time of its last change in ns, bytes, number in the file system
 
 
 class ServedVoices:
@@ -35,36 +37,43 @@ class ServedVoices:
     def __init__(self, model: Any, folder: Path | None, limits: Limits):
         self._model, self._folder, self._limits = model, folder, limits
         self._given = {*model.turbo.voices.list()}  # in no folder
-        self._seen = self._changed()
+        self._seen: dict[str, File] = {}  # what the files were when they were last read, or could not be
+        self._seen = self._there()
         if folder is not None:
             model.turbo.voices.load(folder)
         self._most = len(model.turbo.voices.list()) + limits.voices
 
-    def _changed(self) -> int:
-        """When the folder was changed, in ns."""
+    def _there(self) -> dict[str, File]:
+        """The files of the folder by the names of their voices; of a folder that is out of reach, as they were."""
+        if self._folder is None:
+            return {}
         try:
-            return 0 if self._folder is None else self._folder.stat().st_mtime_ns
-        except OSError:
+            found = voice_files.named_in(self._folder)
+        except VoiceFileError:
             return self._seen
+        files = {}
+        for stem, path in found.items():
+            with suppress(OSError):  # deleted meanwhile
+                state = path.stat()
+                files[names.composed(stem)] = (state.st_mtime_ns, state.st_size, state.st_ino)
+        return files
 
     @property
     def stale(self) -> bool:
-        """Whether the folder has changed since."""
-        return self._changed() != self._seen
+        """Whether a file of the folder has come, gone or changed since."""
+        return self._there() != self._seen
 
     def refresh(self) -> None:
-        """Know the voices that the folder has now; what cannot be read is logged and left out."""
-        if self._folder is None or not self.stale:
-            return
-        self._seen, kept = self._changed(), self._model.turbo.voices
-        there = {names.composed(stem) for stem in voice_files.named_in(self._folder)}
-        known = {*kept.list()}
-        for name in sorted(there - known):
+        """Know the voices that the folder has now; what cannot be read is logged, and the voice is as it was."""
+        before, self._seen = self._seen, self._there()
+        kept = self._model.turbo.voices
+        changed = {name for name, file in self._seen.items() if before.get(name) != file}
+        for name in sorted(changed - self._given):
             try:
-                kept.load(self._folder, [name])
+                kept.load(self._folder, [name], replace=True)
             except TurboError as error:
                 logger.warning("The voice %s of the folder is left out: %s", brief(name), error)
-        for name in known - there - self._given:
+        for name in {*kept.list()} - self._seen.keys() - self._given:
             kept.remove(name)
 
     def listed(self) -> list[dict[str, Any]]:
@@ -117,6 +126,7 @@ class ServedVoices:
         if self._folder is not None:
             try:
                 kept.export(name, voice_files.path_of(self._folder, name))
+                self._seen[name] = self._there().get(name, (0, 0, 0))
             except VoiceFileError as error:
                 kept.remove(name)
                 raise Refusal(507, _without(error, self._folder), "not_kept") from None
@@ -136,9 +146,11 @@ class ServedVoices:
             raise Refusal(404, f"There is no voice {brief(name)}.", "no_voice", "name")
         if self._folder is not None:
             try:
-                voice_files.path_of(self._folder, name).unlink(missing_ok=True)
+                with suppress(VoiceFileError):  # it is gone
+                    voice_files.find(self._folder, name).unlink(missing_ok=True)
             except OSError as error:
                 raise Refusal(507, f"The voice's file cannot be deleted: {error.strerror}.", "not_kept") from None
+        self._seen.pop(name, None)
         self._model.turbo.voices.remove(name)
         return name
 

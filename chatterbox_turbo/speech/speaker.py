@@ -184,6 +184,7 @@ class Speaker:
         if self._pipeline.parts.t3 is not None:
             self._require("Streams", "call generate")
         seed = int(torch.randint(2**62, ())) if seed is None else whole("seed", seed)
+        arguments = {**self.voices.chosen(arguments)}  # one voice for all pieces, whatever becomes of its name
         if text is None:
             return SpeechStream(self._streaming, [{"seed": seed, **arguments}], windows)
         texts = [text] if isinstance(text, str) else text
