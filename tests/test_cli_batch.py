@@ -49,7 +49,7 @@ def samples(folder, name):
     return soundfile.read(folder / "out" / name, dtype="float32")[0]
 
 
-def test_a_file_a_line(prebuilt, folder, capsys):
+def test_a_file_a_line(prebuilt, no_hub, folder, capsys):
     assert main([*ARGUMENTS, "--seed", "40", "--slots", "2"]) == 0
     shown = capsys.readouterr()
     assert "out: 3 of 3 lines" in shown.out and "x real time), 0 failed" in shown.out
@@ -63,6 +63,8 @@ def test_a_file_a_line(prebuilt, folder, capsys):
     for one in found.values():
         assert watermark_in(folder / "out" / one["file"]) == pytest.approx(one["seconds"])
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["1.wav", "3.wav", "results.jsonl", "two.wav"]
+    code, line = error(capsys, *(one for one in ARGUMENTS if one != "--synthetic"))
+    assert code == 1 and "weights" in line, "what a trial has spoken is not finished"
 
 
 def test_a_line_is_what_it_is_alone_and_again(prebuilt, folder, capsys):
@@ -159,6 +161,12 @@ def test_lines_are_looked_at_before_anything_is_spoken(folder, capsys):
     (folder / "p.jsonl").write_text("\n")
     code, line = error(capsys, *ARGUMENTS)
     assert code == 1 and "has no lines" in line
+
+
+def test_characters_that_end_a_line_elsewhere_do_not_in_json(tmp_path):
+    path, text = tmp_path / "p.jsonl", "One\u2028two\u0085three."
+    path.write_text("\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for _ in range(2)), encoding="utf-8")
+    assert [(one.number, one.item["text"]) for one in read_prompts(path, ("text",), 0, {})] == [(1, text), (2, text)]
 
 
 def test_ids_and_defaults(tmp_path):

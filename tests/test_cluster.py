@@ -24,7 +24,7 @@ from chatterbox_turbo import synthetic
 from chatterbox_turbo.cluster import speak
 from chatterbox_turbo.cluster.packing import pack
 from chatterbox_turbo.cluster.spool import Spool
-from chatterbox_turbo.errors import InvalidRequestError
+from chatterbox_turbo.errors import InvalidRequestError, TurboError
 from chatterbox_turbo.speech.lines import Line, failed, speak_lines
 
 QUIET = {"decoding": {"progress": "off", "kernel": "torch"}}
@@ -83,23 +83,32 @@ def test_batches_are_alike_the_longest_first_ever_smaller_and_hold_every_line_on
 
 
 def test_a_spool_tells_what_is_finished_and_what_was_begun(tmp_path):
-    spool, (first, second) = Spool(tmp_path), lines_of(2)
+    spool, (first, second, third) = Spool(tmp_path, "wav"), lines_of(3)
     spool.open()
     spool.begin(first)
     spool.begin(first)
-    with spool.desk() as desk:
+    with spool.desk([first, second]) as desk:
         (desk / "line 1.wav").write_bytes(b"sound")
         spool.finish(first, {**failed(first, "wav", ""), "error": None}, desk)
         spool.finish(second, failed(second, "wav", "why"), desk)
-    again = Spool(tmp_path)
+    again = Spool(tmp_path, "wav")
     assert again.begun(first) == 2 and again.begun(second) == 0
     assert [line.name for line, _ in again.left_over([first, second])] == ["line 1", "line 2"]
     assert again.record(Line(1, "line 1", first.item, "of another text")) is None
+    assert Spool(tmp_path, "flac").record(first) is None, "it is a WAV file"
     (tmp_path / "line 1.wav").unlink()
     assert again.record(first) is None and again.record(second)["error"] == "why"
     again.forget(first)
     assert again.begun(first) == 0 and not list(desk.parent.glob("*.wav"))
-    again.clear()
+    # another job's actor is at work in the folder, and one of this job's was killed
+    others = spool.desk([third])
+    with others as desk:
+        (desk.parent / "desk-left").mkdir()
+        (desk.parent / "desk-left" / ".lines").write_text(again._key(second))
+        spool.begin(third)
+        again.clear([first, second])
+        assert {path.name for path in desk.parent.iterdir()} == {desk.name, f"{spool._key(third)}.begun"}
+    spool.clear([third])
     assert [*tmp_path.iterdir()] == []
 
 
@@ -149,12 +158,21 @@ def test_what_stops_a_job_is_told_in_its_own_words(cluster, tmp_path):
     def broken():
         raise InvalidRequestError("There are no weights here.")
 
-    for _ in range(2):
-        with pytest.raises(InvalidRequestError, match=r"^There are no weights here\.$"):
-            list(speak(lines_of(8), tmp_path, broken))
+    def full():
+        raise MemoryError("no room")
+
+    for load, kind, words in (
+        (broken, InvalidRequestError, r"^There are no weights here\.$"),
+        (broken, InvalidRequestError, r"^There are no weights here\.$"),
+        (full, TurboError, "An actor failed: MemoryError: no room.*do the same again"),
+    ):
+        with pytest.raises(kind, match=words):
+            list(speak(lines_of(8), tmp_path, load))
         assert not held() and not list((tmp_path / ".spool").glob("*.begun")), "or lines would fail by themselves"
     with pytest.raises(InvalidRequestError, match="Ray has 2 CPUs and 0 GPUs, and an actor asks for 1 and 1"):
         list(speak(lines_of(2), tmp_path, broken, gpus=1))
+    with pytest.raises(InvalidRequestError, match="Ray has 2 CPUs and 0 GPUs, and an actor asks for 16 and 0"):
+        list(speak(lines_of(2), tmp_path, broken, cpus=16, actors=2))
     with pytest.raises(InvalidRequestError, match="slots is 0"):
         list(speak(lines_of(2), tmp_path, broken, slots=0))
 

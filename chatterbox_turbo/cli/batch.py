@@ -104,6 +104,7 @@ def batch(
     about = settings.model_dump()
     about["decoding"].pop("progress")
     made_by = (model.value, str(checkpoint), stop_after, about, *(["times"] if times else []))
+    made_by += ("synthetic", size) if synthetic else ()  # of a trial nothing counts as finished
     lines = [replace(line, digest=digest_of(line, *made_by, voices=voices.digests)) for line in lines]
     done = finished(output)
     left = [line for line in lines if done.get(f"{line.name}.{format.value}") != line.digest]

@@ -97,7 +97,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str | dict[str, Any]]]:
         return
     content = path.read_bytes()
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").split("\n")  # JSON may hold other separators of lines as they are
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
         raise InvalidRequestError(f"{path}: line {number}: not in UTF-8: {error.reason}.") from error

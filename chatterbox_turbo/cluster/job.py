@@ -6,6 +6,7 @@ cannot know is in the ``Spool``: which lines of such a batch are finished, and w
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,15 @@ from ..errors import InvalidRequestError, TurboError, describe
 from ..runtime.arguments import count
 from ..speech.lines import Line, failed, speak_lines
 from .packing import batches
-from .ray_itself import connect, imported
+from .ray_itself import connect, imported, may_grow
 from .spool import Spool
+
+logger = logging.getLogger(__name__)
 
 SLOTS = 8  # lines that an actor decodes at once
 ALONE = 2  # times that a line was begun and not finished, from which on it is spoken beside no other
 MOST = 4  # and from which on it is not spoken any more
+GO_ON = "What is finished is kept: do the same again."
 
 
 def speak(
@@ -60,7 +64,7 @@ def speak(
     ray = imported("data")
     count("slots", slots)
     folder = folder.resolve()
-    spool = Spool(folder)
+    spool = Spool(folder, ending)
     spool.open()
     left = {line.name: line for line in lines}
     for line, record in spool.left_over(lines):
@@ -91,9 +95,7 @@ def speak(
                     yield line, record
                     spool.forget(line)
         except ray.exceptions.RayError as error:
-            raise TurboError(
-                f"The job on Ray failed: {describe(error)}.", "", "What is finished is kept: do the same again."
-            ) from error
+            raise TurboError(f"The job on Ray failed: {describe(error)}.", "", GO_ON) from error
         except BaseException:  # whoever has the lines has enough of them, or is interrupted
             _end(data)
             raise
@@ -101,7 +103,7 @@ def speak(
             raise stopped
     if left:
         raise TurboError(f"{len(left)} lines were lost.", "Ray has ended the job before its end.", "Do the same again.")
-    spool.clear()
+    spool.clear(lines)
 
 
 class Speaker:
@@ -109,7 +111,7 @@ class Speaker:
 
     def __init__(self, load: Callable[[], Any], folder: Path, ending: str, slots: int, times: bool):
         self._load, self._ending, self._slots, self._times = load, ending, slots, times
-        self._spool, self._model = Spool(folder), None
+        self._spool, self._model = Spool(folder, ending), None
         self._stopped: TurboError | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -124,6 +126,9 @@ class Speaker:
                     records += self._records(pickle.loads(lines))
         except TurboError as error:  # Ray would hand on its text alone
             self._stopped = error
+        except Exception as error:  # and of others the beginning of a traceback
+            logger.exception("A batch failed.")
+            self._stopped = TurboError(f"An actor failed: {describe(error)}.", "", GO_ON)
         if self._stopped is not None:
             records = [self._stopped]
         return {"record": np.array([pickle.dumps(one) for one in records], dtype=object)}
@@ -133,7 +138,7 @@ class Speaker:
         """An error that ends the job leaves no mark: or lines would fail once it has been mended."""
         try:
             yield
-        except TurboError:
+        except Exception:  # whatever it is, this process has not ended
             for line in lines:
                 self._spool.unbegin(line)
             raise
@@ -149,7 +154,7 @@ class Speaker:
         begun = {line.name: self._spool.begun(line) for line in left}
         together = [line for line in left if begun[line.name] < ALONE]
         alone = [[line] for line in left if ALONE <= begun[line.name] < MOST]
-        with self._spool.desk() as desk, self._told(left):
+        with self._spool.desk(left) as desk, self._told(left):
             for line in left:
                 if begun[line.name] >= MOST:
                     why = f"the process that speaks it has ended {begun[line.name]} times"
@@ -175,16 +180,16 @@ def _actors(ray: Any, asked: int | None, cpus: float, gpus: float) -> int:
     """How many there are to be.
 
     Raises:
-        InvalidRequestError: there is no room for one.
+        InvalidRequestError: there is no room for one, and none to come: Ray would wait for ever.
     """
     connect(ray)
-    if asked is not None:
-        return count("actors", asked)
     there = ray.cluster_resources()
     room = [there.get(name, 0.0) / each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
+    if asked is not None and may_grow(ray):
+        return count("actors", asked)
     if room and min(room) < 1:
         raise InvalidRequestError(
             f"Ray has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, "
             f"and an actor asks for {cpus:g} and {gpus:g}."
         )
-    return int(min(room, default=1))
+    return int(min(room, default=1)) if asked is None else count("actors", asked)

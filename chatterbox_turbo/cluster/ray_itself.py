@@ -54,3 +54,8 @@ def connect(ray: Any, **options: Any) -> None:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TurboError(f"Ray cannot be reached: {describe(error)}.", "", "See RAY_ADDRESS.") from error
+
+
+def may_grow(ray: Any) -> bool:
+    """Whether the cluster may get more machines: one that somebody has named may, this machine alone does not."""
+    return bool(os.environ.get("RAY_ADDRESS")) or len(ray.nodes()) > 1
