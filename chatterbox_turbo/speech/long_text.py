@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,6 @@ from .utterance import Draws, Utterance
 
 SLOTS = 8  # pieces decoded at once
 WAVES = 2  # pieces in memory for each of them
-TOKENS_PER_SECOND = 25
 FULL = 0.9  # of what the model can say at once: a text that is estimated to take more is cut
 LOOSE, SLACK = 3.0, 75  # a piece has at most so many times its estimate, and so many tokens
 MISSING = 0.2  # of its estimate: less is too little
@@ -86,7 +86,7 @@ class LongText:
             return self._pipeline.spoken({**given, "text": parts[0].text} if parts else given, voice)
         # drawn from the global generator, so that torch.manual_seed repeats it
         said = self.say(parts, given, voice, int(torch.randint(2**62, ())))
-        return torch.cat(list(self.sound(said)))[None]
+        return _whole(self.sound(said))[None]
 
     def sound(self, said: Iterable[Spoken]) -> Iterator[Tensor]:
         """Marked samples (n,) of pieces, joined, in blocks."""
@@ -201,6 +201,16 @@ class _Try:
         else:
             return False
         return True
+
+
+def _whole(blocks: Iterable[Tensor]) -> Tensor:
+    """Blocks (n,) fp32 of the host as one, and never twice in memory: what grows is moved by its pages, not copied."""
+    whole, count = np.empty(0, np.float32), 0
+    for block in blocks:
+        whole.resize(count + len(block), refcheck=False)
+        whole[count:] = block.numpy()
+        count += len(block)
+    return torch.from_numpy(whole)
 
 
 def repeats(tokens: Sequence[int]) -> bool:
