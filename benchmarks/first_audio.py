@@ -1,8 +1,9 @@
 """How soon a stream is heard and whether it keeps up: first audio, real-time factor, the least lead of a player.
 
-python benchmarks/first_audio.py [FAMILY] [PRESET] [TOKENS] [RUNS] [SIZE]
+python benchmarks/first_audio.py [FAMILY] [PRESET] [TOKENS] [RUNS] [SIZE] [PROMPT_SECONDS]
 
 Random weights; ``generate`` of the same text beside each stream. After a warm-up with the stream's own windows.
+PROMPT_SECONDS: ``flow.prompt_seconds``, how much of the voice's recording flow matching is given; the whole by default.
 """
 
 from __future__ import annotations
@@ -45,10 +46,20 @@ def called(model, request) -> float:
     return time.perf_counter() - start
 
 
-def main(family: str = "turbo", preset: str = "fast", tokens: str = "150", runs: str = "3", size: str = "full") -> None:
+def main(
+    family: str = "turbo",
+    preset: str = "fast",
+    tokens: str = "150",
+    runs: str = "3",
+    size: str = "full",
+    prompt: str | None = None,
+) -> None:
     """Print median, least and most of each figure."""
     model = synthetic.build(family, size, stop_after=int(tokens))
-    turbo.apply(model, {"preset": preset, "decoding": {"progress": "off"}})
+    config = {"preset": preset, "decoding": {"progress": "off"}}
+    if prompt is not None:
+        config |= {"fidelity": "lossy", "flow": {"prompt_seconds": float(prompt)}}
+    turbo.apply(model, config)
     request = arguments(identify(model), TEXT)
     streamed(model, request)
     figures: dict[str, list[float]] = {}
