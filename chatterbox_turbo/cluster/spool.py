@@ -55,10 +55,10 @@ class Spool:
 
     def clear(self, lines: Iterable[Line]) -> None:
         """All records of the lines are elsewhere; the folder stays where another job has something in it."""
-        own = set()
-        for line in lines:
-            own.add(self._key(line))
-            self.forget(line)
+        own = {self._key(line) for line in lines}
+        for path in self._folder.iterdir():
+            if path.name.partition(".")[0] in own:
+                path.unlink(missing_ok=True)
         for desk in self._folder.glob(f"{DESK}*"):  # of actors that have ended
             with suppress(OSError):
                 if own & {*(desk / LINES).read_text().split()} or time.time() - desk.stat().st_mtime > FORGOTTEN:
