@@ -72,10 +72,12 @@ def test_logits_are_those_of_transformers(models, request, weights, kernel):
     embeds = prefixes(weights, 7, 31, 30, 1, voices=(0, 0, 1, 0))
     generator = torch.Generator().manual_seed(5)
     with torch.inference_mode():
-        assert (begun(ours, embeds) - begun(theirs, embeds)).abs().max() < 1e-4
+        pairs = [(begun(ours, embeds), begun(theirs, embeds))]
         for _ in range(3):
             step = torch.randn(4, weights.width, generator=generator)
-            assert (ours.step(step)[0] - theirs.step(step)[0]).abs().max() < 1e-4
+            pairs.append((ours.step(step)[0], theirs.step(step)[0]))
+    for logits, expected in pairs:
+        assert (logits - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
 def test_only_the_text_is_computed_and_the_numbers_are_the_same(weights, computed):
