@@ -300,30 +300,12 @@ def test_a_missing_package_is_named_with_its_remedy(audio, tmp_path, monkeypatch
         {"mel_windows": ()},
         {"mel_windows": (1024.0,)},
         {"mel_windows": (1024, 16)},
+        {"s3gen_mel_weight": -1.0},
     ],
 )
 def test_settings_that_are_none(change):
     with pytest.raises(InvalidRequestError, match=next(iter(change))):
         replace(SETTINGS, **change)
-
-
-def test_the_learning_rate_rises_and_falls():
-    settings = replace(SETTINGS, steps=100, warmup=10, learning_rate=1.0)
-    rates = [settings.rate_at(step) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and rates[100] == 0
-
-
-def test_the_mel_loss_is_the_mean_over_its_windows(audio, tmp_path):
-    first = {}
-    for windows in ((512,), (2048,), (512, 2048)):
-        settings = replace(SETTINGS, steps=1, mel_windows=windows)
-        run(audio, tmp_path / str(len(first)), settings)
-        first[windows] = told(tmp_path / str(len(first)))[0]["losses"]["mel"]
-    assert first[512,] != first[2048,]
-    assert first[512, 2048] == pytest.approx((first[512,] + first[2048,]) / 2, rel=1e-5)
-    with pytest.raises(InvalidRequestError, match="A window of 8192 samples does not fit into twice 8 frames"):
-        run(audio, tmp_path / "long", replace(SETTINGS, mel_windows=(8192,)))
-    assert not (tmp_path / "long").exists()
 
 
 def test_half_precision_that_a_device_lacks():

@@ -62,6 +62,10 @@ def train(
         list[int] | None,
         typer.Option("--mel-window", help="Samples of a window of the mel loss; repeat it for several. Default: 1024."),
     ] = None,
+    s3gen_mel_weight: Annotated[
+        float,
+        typer.Option("--s3gen-mel-weight", min=0.0, help="Of a loss by S3Gen's own mel; published: 0."),
+    ] = 0.0,
     discriminator_width: Annotated[
         float, typer.Option("--discriminator-width", help="Share of their channels; 1 is published.")
     ] = 1.0,
@@ -96,6 +100,7 @@ def train(
         warmup=warmup,
         mel_only_steps=mel_only_steps,
         mel_windows=tuple(mel_window or (1024,)),
+        s3gen_mel_weight=s3gen_mel_weight,
         discriminator_width=discriminator_width,
         dim=dim,
         intermediate_dim=intermediate_dim or 3 * dim,

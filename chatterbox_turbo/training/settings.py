@@ -26,6 +26,8 @@ class TrainingSettings:
         mel_weight: of the mel reconstruction loss.
         mel_windows: samples of its windows, with a quarter as hop and 100 bands for each 1024; their mean counts.
             The paper has 1024 alone; several resolutions are BigVGAN's (arXiv 2206.04658, its second version).
+        s3gen_mel_weight: of the distance between S3Gen's own log-mel frames of what is made and of the target: what the
+            network is given it should give back. The paper has none.
         resolution_weight: of the multi-resolution discriminators' losses, beside the multi-period ones'.
         mel_only_steps: steps at the start without discriminators.
         discriminator_width: share of the channels that the package's discriminators have.
@@ -42,6 +44,7 @@ class TrainingSettings:
     warmup: int = 0
     mel_weight: float = 45.0
     mel_windows: tuple[int, ...] = (1024,)
+    s3gen_mel_weight: float = 0.0
     resolution_weight: float = 0.1
     mel_only_steps: int = 0
     discriminator_width: float = 1.0

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import TrainingError
 from .networks import Discriminators, Generator, package
@@ -29,14 +30,22 @@ class Training:
     Args:
         accelerator: an ``accelerate.Accelerator``.
         network: a ``VocosNetwork`` in training mode.
+        mel: samples (B, n) to the log-mel frames that the network is given; differentiable.
 
     Attributes:
         modules: ``Generator`` and ``Discriminators`` by name, as accelerate has wrapped them.
         optimizers: likewise.
     """
 
-    def __init__(self, accelerator: Any, settings: TrainingSettings, network: nn.Module, rate: int):
-        self.accelerator, self.settings = accelerator, settings
+    def __init__(
+        self,
+        accelerator: Any,
+        settings: TrainingSettings,
+        network: nn.Module,
+        rate: int,
+        mel: Callable[[Tensor], Tensor],
+    ):
+        self.accelerator, self.settings, self._mel = accelerator, settings, mel
         losses = package("loss")
         made = {"generator": Generator(network), "discriminators": Discriminators(settings.discriminator_width)}
         self.modules: dict[str, nn.Module] = {}
@@ -117,6 +126,11 @@ class Training:
     def _of_generator(self, samples: Tensor, made: Tensor, number: int) -> dict[str, Tensor]:
         distances = [distance(made, samples) for distance in self._mel_losses]
         terms = {"mel": self.settings.mel_weight * sum(distances) / len(distances)}
+        if self.settings.s3gen_mel_weight:
+            # upstream's function logs a warning for louder samples; the gradient is of what was made
+            clipped = made + (made.clamp(-1, 1) - made).detach()
+            distance = functional.l1_loss(self._mel(clipped), self._mel(samples))
+            terms["S3Gen's mel"] = self.settings.s3gen_mel_weight * distance
         if number < self.settings.mel_only_steps:
             return terms
         # without what distributes them, and without gradients of their own: this half changes the generator alone

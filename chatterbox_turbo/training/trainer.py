@@ -137,7 +137,8 @@ class _Run:
         architecture = settings.architecture(self.description.n_fft, self.description.hop)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            training = Training(self.accelerator, settings, build(architecture, self.description), rate)
+            network = build(architecture, self.description)
+            training = Training(self.accelerator, settings, network, rate, self.mel)
         for segment in self.held:
             self._tell(segment.left_out)
         step = self.folder.restore(training)
