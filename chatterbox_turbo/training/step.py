@@ -52,7 +52,7 @@ class Training:
         self.optimizers: dict[str, Any] = {}
         for name, module in made.items():
             module = module.to(accelerator.device)
-            optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, betas=BETAS)
+            optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, betas=BETAS, fused=True)
             self.modules[name], self.optimizers[name] = accelerator.prepare(module, optimizer)
         bands = [(window, round(BANDS * window / 1024)) for window in settings.mel_windows]
         distances = [losses.MelSpecReconstructionLoss(rate, window, window // 4, count) for window, count in bands]
@@ -64,12 +64,15 @@ class Training:
         """A module without what distributes it."""
         return self.accelerator.unwrap_model(self.modules[name])
 
-    def step(self, number: int, mel: Tensor, samples: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    def step(
+        self, number: int, mel: Tensor, samples: Tensor, target: Tensor | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """Losses, and seconds of either half, of the step of this number, counted from 0.
 
         Args:
             mel: (B, bands, T) fp32.
             samples: (B, hop T) fp32.
+            target: mel frames of ``samples`` where they are there already, as ``mel`` is for recordings.
 
         Raises:
             TrainingError: a loss is no finite number; no weight has been changed by it.
@@ -84,7 +87,7 @@ class Training:
         if number >= self.settings.mel_only_steps:
             self._update("discriminators", lambda: self._of_discriminators(samples, made.detach()), losses, number)
             clock.add("discriminators")
-        self._update("generator", lambda: self._of_generator(samples, made, number), losses, number)
+        self._update("generator", lambda: self._of_generator(samples, target, made, number), losses, number)
         clock.add("generator")
         return losses, clock.seconds
 
@@ -123,14 +126,14 @@ class Training:
             terms[f"{name}: told apart"] = weight * loss.squeeze() / len(parts)
         return terms
 
-    def _of_generator(self, samples: Tensor, made: Tensor, number: int) -> dict[str, Tensor]:
+    def _of_generator(self, samples: Tensor, target: Tensor | None, made: Tensor, number: int) -> dict[str, Tensor]:
         distances = [distance(made, samples) for distance in self._mel_losses]
         terms = {"mel": self.settings.mel_weight * sum(distances) / len(distances)}
         if self.settings.s3gen_mel_weight:
             # upstream's function logs a warning for louder samples; the gradient is of what was made
             clipped = made + (made.clamp(-1, 1) - made).detach()
-            distance = functional.l1_loss(self._mel(clipped), self._mel(samples))
-            terms["S3Gen's mel"] = self.settings.s3gen_mel_weight * distance
+            target = self._mel(samples) if target is None else target
+            terms["S3Gen's mel"] = self.settings.s3gen_mel_weight * functional.l1_loss(self._mel(clipped), target)
         if number < self.settings.mel_only_steps:
             return terms
         # without what distributes them, and without gradients of their own: this half changes the generator alone

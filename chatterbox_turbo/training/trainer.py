@@ -161,7 +161,7 @@ class _Run:
             mel, samples = self._ready(batch)
             seconds = {"data": time.perf_counter() - began}
             try:
-                losses, halves = training.step(step, mel, samples)
+                losses, halves = training.step(step, mel, samples, mel if batch.mel is None else None)
             except TrainingError as error:
                 some = ", ".join(dict.fromkeys(batch.names))
                 raise TrainingError(error.what, f"Its segments are of {some}. {error.why}", error.remedy) from error
