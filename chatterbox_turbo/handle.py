@@ -39,6 +39,7 @@ from .speech.stream import warm_up
 from .speech.voices import Voices
 from .upstream import flow_inputs, stages, t3_quantization
 from .upstream.families import Parts, identify
+from .upstream.parameters import made_in_inference_mode
 from .upstream.structure import Structure
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def revert(model: Any) -> Any:
     """
     if handle_of(model) is None:
         return model
-    with lock_of(model), lasting():
+    with lock_of(model), lasting(made_in_inference_mode(model)):
         handle = handle_of(model)
         left = handle.journal.undo() if handle else []
         lost = handle.journal.losses if handle else []
@@ -264,7 +265,7 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass], told: bo
     Raises: as ``apply``; the model is as it was then.
     """
     parts = identify(model)
-    with lock_of(model), lasting():
+    with lock_of(model), lasting(made_in_inference_mode(model)):
         old = handle_of(model)
         # the old journal tells own patches from foreign ones; what fits, only the original weights tell
         plan = build_plan(Context(parts, config, old.journal if old else Journal()), passes)

@@ -18,8 +18,9 @@ from recordings import differences, encode, voice_of, wav
 from snapshots import difference, snapshot, voice_kinds
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
 from chatterbox_turbo.errors import ModelUnavailableError
-from chatterbox_turbo.measure.fidelity import kind_of
+from chatterbox_turbo.measure.fidelity import kind_of, snr_db
 from chatterbox_turbo.runtime.device.surroundings import plain
 from chatterbox_turbo.runtime.voice.features import MelSpectrogram
 from chatterbox_turbo.upstream.families import identify
@@ -325,3 +326,20 @@ def test_what_is_kept_names_its_format(samples):
     with default(torch.bfloat16)():
         inside = spectrogram(samples[:4800])
     assert inside.dtype == torch.float32 and torch.equal(inside, spectrogram(samples[:4800]))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_model_that_was_made_in_inference_mode(inside):
+    """Its parameters have no version; upstream can speak with it in that mode alone."""
+    with torch.inference_mode():
+        model = synthetic.build("turbo", "tiny", stop_after=12)
+        expected = speak(model)
+    with torch.inference_mode(inside):
+        turbo.apply(model, {"preset": "fast", "decoding": {"progress": "off"}})
+    with torch.inference_mode():
+        assert snr_db(speak(model), expected) > 20
+    with torch.inference_mode(inside):
+        turbo.apply(model, {"preset": "fast", "decoding": {"progress": "off", "kernel": "torch"}})
+        turbo.revert(model)
+    with torch.inference_mode():
+        assert torch.equal(speak(model), expected)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..patching import Journal
 from ..runtime.device import half_precision
 from ..runtime.memory.clearing import replaced
+from .prepared import version
 
 Group = Sequence[nn.Parameter]
 
@@ -62,7 +64,7 @@ class Cast:
         with torch.no_grad():
             half, remainder = half_precision.cast(parameter.data, self._dtype)
         self._changes.append(
-            _Change(parameter, parameter.dtype, _version(parameter), remainder, companion, companion.dtype)
+            _Change(parameter, parameter.dtype, version(parameter), remainder, companion, companion.dtype)
         )
         parameter.data = half
         del half
@@ -104,15 +106,17 @@ class Cast:
         # cast once more since, into a format that holds every number of this one
         wider = data.dtype in (torch.float32, torch.float64) and torch.equal(half.to(data.dtype), data)
         same = data.dtype == self._dtype or wider
-        if same and change.remainder is not None and _version(change.parameter) == change.version:
+        if same and change.remainder is not None and version(change.parameter) == change.version:
             data = change.remainder(half)
         now = change.companion.dtype
         cast_since = now != change.companion_was and now.is_floating_point
         return data.to(now if cast_since else change.original)
 
 
-def _version(parameter: nn.Parameter) -> int | None:
-    return None if parameter.is_inference() else parameter._version
+def made_in_inference_mode(model: Any) -> bool:
+    """Whether the model's acoustic half is of inference tensors, as one that is loaded inside inference mode."""
+    s3gen = getattr(model, "s3gen", None)
+    return isinstance(s3gen, nn.Module) and any(parameter.is_inference() for parameter in s3gen.parameters())
 
 
 def cast(

@@ -46,8 +46,19 @@ def _tensors(modules: Sequence[nn.Module]) -> Iterator[Tensor]:
         left += [child for child in own["_modules"].values() if child is not None]
 
 
+def version(tensor: Tensor) -> int | None:
+    """How often values have been written in place; ``None`` for what was made in inference mode: nobody counts there.
+
+    Such a tensor is not always told by ``is_inference``, which asks about the values that it has now.
+    """
+    try:
+        return tensor._version
+    except RuntimeError:
+        return None
+
+
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.dtype, None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.dtype, version(tensor)
 
 
 def _content(tensor: Tensor) -> tuple[Any, ...]:

@@ -52,12 +52,16 @@ def plain() -> Iterator[None]:
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
+def lasting(inference: bool = False) -> Iterator[None]:
     """``plain``, for what stays on a model: nothing made in the body is an inference tensor or has an autograd graph.
 
     An inference tensor cannot be trained or written to outside of inference mode, not even as a parameter's new data.
+
+    Args:
+        inference: the model's parameters are inference tensors themselves, and can be computed with no more once one
+            of them is given data of another kind; then what is made in the body are such.
     """
-    with plain(), torch.inference_mode(False), torch.no_grad():
+    with plain(), torch.inference_mode(inference), torch.no_grad():
         yield
 
 
