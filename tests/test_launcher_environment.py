@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +46,42 @@ def test_reports_of_several_processes_are_whole_lines(tmp_path):
         os.waitpid(child, 0)
     found = (tmp_path / "reports.jsonl").read_bytes().splitlines(keepends=True)
     assert len(found) == 40 and set(found) == {line}
+
+
+def test_a_report_waits_for_whoever_writes_another(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "reports.jsonl"
+    with open(path, "ab", buffering=0) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"half of a ")
+        writer = threading.Thread(target=reports._write, args=(str(path), b"whole\n"))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and path.read_bytes() == b"half of a "
+        other.write(b"line\n")
+    writer.join(60)
+    assert path.read_bytes() == b"half of a line\nwhole\n"
+
+
+FULL_DISK = """
+import resource, signal, sys
+from chatterbox_turbo.launch import reports
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (250, 250))  # the system writes what there is room for, as on a full disk
+for number in range(4):
+    try:
+        reports._write(sys.argv[1], b"x" * 99 + b"\\n")
+    except OSError as error:
+        print(number, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of a file's size")
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    path = tmp_path / "reports.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert path.read_bytes() == 2 * (b"x" * 99 + b"\n")
+    assert done.stdout.splitlines() == ["2 no room for 100 bytes", "3 no room for 100 bytes"]
 
 
 @pytest.fixture

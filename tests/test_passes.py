@@ -6,6 +6,7 @@ import itertools
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -13,6 +14,7 @@ from cases import (
     FAMILIES,
     NO_ANALYZER,
     ROWS,
+    Case,
     compare_with_kept,
     has_analyzer,
     only,
@@ -54,6 +56,10 @@ TEXTS = (
 SEEDS = (0, 1, 1234)
 
 
+# families whose recordings upstream itself refuses: its norm_loudness gives double precision under NumPy 2
+UNENCODED = {"turbo"} if int(np.__version__.split(".")[0]) >= 2 else set()
+
+
 def rows():
     return [pytest.param(case, family, id=f"{case}-{family}") for case, family in ROWS]
 
@@ -70,10 +76,14 @@ def pairs():
 
 @pytest.fixture(autouse=True)
 def _installed(request):
-    """Rows of a pass that mends what the installed release does not have are skipped."""
+    """Rows that need what the installed release does not have, or cannot do, are skipped."""
     row = getattr(request.node, "callspec", None)
-    if row and any(getattr(case, "name", "") == "alignment" for case in row.params.values()) and not has_analyzer():
+    given = row.params.values() if row else ()
+    names = {getattr(one, "name", one) for one in given if isinstance(one, str | Case)}
+    if "alignment" in names and not has_analyzer():
         pytest.skip(NO_ANALYZER)
+    if "warmup" in names and names & UNENCODED and "conditioning" not in names:
+        pytest.skip("upstream cannot encode a recording")
 
 
 @pytest.fixture
@@ -188,6 +198,8 @@ def test_a_failure_in_any_write_of_a_pass_leaves_no_trace(models, monkeypatch, c
 
 @pytest.mark.parametrize("case, family", rows())
 def test_the_voice_that_generate_leaves_is_of_upstreams_kind(own_voice, upstreams_kinds, voice, case, family):
+    if family in UNENCODED:
+        pytest.skip("upstream cannot encode a recording")
     model = own_voice(family)
     if family not in upstreams_kinds:
         prepare_and_speak(model, family, voice)
