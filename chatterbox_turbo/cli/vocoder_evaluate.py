@@ -73,11 +73,9 @@ def evaluate(
         result = vocoders.evaluate(
             parts, samples, rows, mel, progress=lambda done: told(done, f"{done} of {len(samples)} recordings")
         )
-    shown = table(
-        f"{result.count} recordings, {result.seconds:.0f} s; {loaded.description}", "vocoder", *vocoders.COLUMNS
-    )
-    for name, figures in result.figures.items():
-        shown.add_row(name, *(_cell(column, figures.get(column)) for column in vocoders.COLUMNS))
+    shown = table(f"{result.count} recordings, {result.seconds:.0f} s; {loaded.description}", "", *result.figures)
+    for column in vocoders.COLUMNS:
+        shown.add_row(column, *(_cell(column, figures.get(column)) for figures in result.figures.values()))
     screen.print(shown)
     data = {"recordings": result.count, "seconds": result.seconds, "weights": loaded.description}
     data |= {"vocoder": None if vocoder is None else str(vocoder), "rows": result.figures}

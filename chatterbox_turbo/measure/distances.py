@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 
 import numpy as np
 import soxr
 import torch
 from torch import Tensor
+
+from ..runtime.voice.features import MelSpectrogram
 
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512))  # window and hop of each short-time transform
 FLOOR = 1e-5
@@ -18,7 +21,12 @@ PITCH_WINDOW, PITCH_HOP = 400, 80  # 50 and 10 ms of that signal: three periods 
 VOICED, LOUD = 0.5, 1e-3  # periodicity from which a frame is voiced; RMS of a frame that is searched
 PESQ_RATE = 16_000
 
-NAMES = ("log-mel distance", "STFT distance", "periodicity error", "voicing F1", "pitch error cents", "PESQ")
+SHORT_BANDS, SHORT_WINDOW, SHORT_HOP, SHORT_HIGHEST = 80, 1024, 256, 8000.0  # mel frames that nobody was given
+
+NAMES = (
+    "log-mel distance", "short-window log-mel distance", "STFT distance", "periodicity error", "voicing F1",
+    "pitch error cents", "PESQ",
+)  # fmt: skip
 BETTER_HIGH = ("voicing F1", "PESQ")
 
 
@@ -31,6 +39,7 @@ def distances(ours: Tensor, reference: Tensor, rate: int, mel: Callable[[Tensor]
     """
     found = {
         "log-mel distance": log_mel_distance(ours, reference, mel),
+        "short-window log-mel distance": log_mel_distance(ours, reference, _short_mel(rate)),
         "STFT distance": stft_distance(ours, reference),
         **periodicity(ours, reference, rate),
         "PESQ": pesq(ours, reference, rate),
@@ -47,6 +56,17 @@ def mean(each: list[dict[str, float]]) -> dict[str, float]:
 def log_mel_distance(ours: Tensor, reference: Tensor, mel: Callable[[Tensor], Tensor]) -> float:
     """Mean absolute difference of log-mel frames: 1 is a factor e in a band's magnitude."""
     return float((mel(ours[None]) - mel(reference[None])).abs().mean())
+
+
+@lru_cache(maxsize=2)
+def _short_mel(rate: int) -> MelSpectrogram:
+    """S3Gen's bands by windows of half the length: what is fitted to the frames that it was given, is not to these."""
+    import torchaudio
+
+    points = SHORT_WINDOW // 2 + 1
+    highest = min(SHORT_HIGHEST, rate / 2)
+    filters = torchaudio.functional.melscale_fbanks(points, 0.0, highest, SHORT_BANDS, rate, "slaney", "slaney")
+    return MelSpectrogram(filters.T.numpy(), SHORT_WINDOW, SHORT_HOP)
 
 
 def stft_distance(ours: Tensor, reference: Tensor) -> float:
