@@ -93,7 +93,7 @@ def flow(utterance: Utterance, look_aheads: str) -> None:
     for look_ahead in map(int, look_aheads.split(",")):
         for context in CONTEXTS:
             calls: list[tuple[int, torch.Tensor]] = []
-            windows = Windows(CHUNK, CHUNK, 1, CHUNK, context, look_ahead, 0)
+            windows = Windows(CHUNK, CHUNK, 1, CHUNK, context=context, look_ahead=look_ahead, seen=0)
             got = utterance.blocks(windows, utterance.recorded(calls))
             cost = sum(utterance.flow.frames + window.size(2) for _, window in calls)
             streamed = torch.zeros_like(mel)
@@ -144,7 +144,7 @@ def vocoder(utterance: Utterance) -> None:
     expected = torch.cat(utterance.blocks(Windows(first_chunk=len(utterance.tokens), held=0, faded=0), mels))
     print("| held back | cross-faded | samples of equal mel frames, dB | seam |")
     for held, faded in HELD:
-        got = utterance.blocks(Windows(CHUNK, CHUNK, 1, CHUNK, 50, 3, 0, held, faded), mels)
+        got = utterance.blocks(Windows(CHUNK, CHUNK, 1, CHUNK, seen=0, held=held, faded=faded), mels)
         lengths = [len(block) for block in got]
         print(f"| {held} | {faded} | {snr_db(torch.cat(got), expected):.0f} | {seam(torch.cat(got), lengths):.2f} |")
 

@@ -125,7 +125,7 @@ def stream(seconds: float, rounds: int) -> None:
         with torch.inference_mode():
             whole = decoder.synthesize(mel)[0]
             for held in (0, 4, 8, 12, 16, 20, 24, 29):
-                windows = Windows(held=held, faded=min(4, held))
+                windows = Windows(25, 25, growth=1, held=held, faded=min(4, held))
                 made = AcousticStream(
                     lambda _, first, noise: noise, StreamedVocos(lambda d=decoder: d), given(mel), windows,
                     reach=network.architecture.reach,

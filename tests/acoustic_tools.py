@@ -15,7 +15,7 @@ from chatterbox_turbo.runtime.s3gen.vocoder_network import Network
 from chatterbox_turbo.upstream import vocoder_weights
 from chatterbox_turbo.upstream.flow_windows import FlowWindows
 
-SMALL = Windows(first_chunk=8, chunk=10, growth=1.5, longest_chunk=20, context=10, seen=0)
+SMALL = Windows(first_chunk=8, chunk=10, growth=1.5, longest_chunk=20, even=1, context=10, seen=0)
 TOKENS = torch.randint(0, 6561, (45,), generator=torch.Generator().manual_seed(1))
 HOST = torch.device("cpu")
 

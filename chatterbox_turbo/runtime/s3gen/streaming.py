@@ -27,9 +27,11 @@ class Windows:
     """How an utterance is cut. The figures behind the defaults are in ``docs/streaming.md``.
 
     Attributes:
-        first_chunk, chunk: new tokens of the first window and of the second.
+        first_chunk, chunk: new tokens of the first window, and of the next ``even`` ones.
         growth: how many times as many new tokens each later window has, at least 1.
         longest_chunk: where that ends.
+        even: a window that is longer than the one before it is not there yet when that one has been heard; so many of
+            one length gain the time for it.
         context: tokens before the new ones that a window has; ``None`` for all of them.
         look_ahead: tokens behind them, which must have come; 3 is what the encoder's convolution sees.
         seen: tokens behind them that a window has if they have come by then, where that is more.
@@ -41,10 +43,11 @@ class Windows:
         InvalidRequestError: a number that is none, or too small.
     """
 
-    first_chunk: int = 15
-    chunk: int = 25
-    growth: float = 2.0
+    first_chunk: int = 20
+    chunk: int = 40
+    growth: float = 1.25
     longest_chunk: int = 100
+    even: int = 3
     context: int | None = 50
     look_ahead: int = 3
     seen: int = 25
@@ -53,7 +56,7 @@ class Windows:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            low = 1 if name.endswith("chunk") else 0
+            low = 1 if name.endswith("chunk") or name == "even" else 0
             if name == "growth" or (name == "context" and value is None):
                 continue
             if isinstance(value, bool) or whole(name, value) < low:
@@ -72,7 +75,7 @@ class Windows:
         if number == 0:
             return self.first_chunk
         grown = self.chunk
-        for _ in range(number - 1):
+        for _ in range(number - self.even):
             if grown >= self.longest_chunk:
                 break
             grown = int(grown * self.growth)
