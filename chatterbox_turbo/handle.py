@@ -12,7 +12,7 @@ from typing import Any
 
 from . import entry_points
 from .budget.fitting import fit
-from .budget.measurement import beside, taken
+from .budget.measurement import beside, slots_within, taken
 from .config import OptimizationConfig
 from .entry_points import EntryPoints, lock_of
 from .errors import (
@@ -317,8 +317,9 @@ def install(context: Context, plan: Plan, voices: Voices | None = None) -> Handl
         scopes = tuple(context.scopes)
         context.scopes.insert(0, voices.scope)  # before the others see its argument
         if not unknown:
+            slots = slots_within(context.config, None)
             pipeline = Pipeline(
-                parts, stages.stages(parts), context.engines, voices.chosen, context.arguments, scopes, alone
+                parts, stages.stages(parts), context.engines, voices.chosen, context.arguments, scopes, alone, slots
             )
             entry.pipeline = pipeline
             entry.speak = pipeline.generate if context.engines.text is None else LongText(pipeline).generate

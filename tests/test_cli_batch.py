@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
@@ -14,7 +15,8 @@ from cli_tools import error, started, watermark_in
 import chatterbox_turbo as turbo
 from chatterbox_turbo.cli import main
 from chatterbox_turbo.cli.prompts import digest_of, read_prompts
-from chatterbox_turbo.errors import InvalidRequestError
+from chatterbox_turbo.errors import InvalidRequestError, TurboError
+from chatterbox_turbo.speech.lines import results_of
 from chatterbox_turbo.synthetic import reference_voice
 
 TOML = 'decoding = {kernel = "torch"}\n'
@@ -32,6 +34,15 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "c.toml").write_text(TOML)
     write(tmp_path, LINES)
     return tmp_path
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no disk that is always full")
+def test_a_record_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "results.jsonl").symlink_to("/dev/full")
+    with pytest.raises(TurboError, match=r"results\.jsonl cannot be written: No space left") as caught:  # noqa: SIM117
+        with results_of(tmp_path) as add:
+            add({"file": "1.wav"})
+    assert "kept" in str(caught.value)
 
 
 def write(folder, lines):

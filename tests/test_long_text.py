@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -129,8 +131,9 @@ def test_a_piece_that_goes_wrong_is_said_again_and_told(english, monkeypatch):
 
 
 def test_a_piece_that_reaches_its_limit_is_cut_again(english, monkeypatch):
-    turbo.apply(english, {**QUIET, "text": {"retries": 1}})
+    turbo.apply(english, {**QUIET, "text": {"retries": 1, "pauses": {"word": 0.123}}})
     pipeline, (part, *_) = english.turbo._pipeline, split(LONG, "en", target=12.0, longest=18.0)
+    part = replace(part, start=part.start + 1000, end=part.end + 1000, paragraph=5, chapter=2)
     assert len(part.sentences) > 1
     monkeypatch.setattr(long_text, "LOOSE", 0.0)
     monkeypatch.setattr(long_text, "SLACK", 6)
@@ -138,7 +141,10 @@ def test_a_piece_that_reaches_its_limit_is_cut_again(english, monkeypatch):
         warnings.simplefilter("always")
         said = list(reader(english).say([part], pipeline.stages.bind((LONG,), {}), english.conds, seed=1))
     assert len(said) > 1 and "".join(one.piece.text for one in said).replace(" ", "") == part.text.replace(" ", "")
-    assert said[-1].piece.pause == part.pause
+    assert said[-1].piece.pause == part.pause and said[0].piece.pause == 0.123
+    assert said[0].piece.start == part.start and said[-1].piece.end == part.end
+    assert all(a.piece.end == b.piece.start for a, b in pairwise(said))
+    assert {(one.piece.chapter, one.piece.paragraph) for one in said} == {(2, 5)}
     assert any("cut into" in str(one.message) for one in caught if one.category is RunawayWarning)
 
 
@@ -174,3 +180,31 @@ def test_nothing_to_say_is_told(english):
     turbo.apply(english, QUIET)
     with pytest.raises(InvalidRequestError, match="nothing that can be said"):
         reader(english).cut(["  🙂  "], "en")
+
+
+def test_parts_of_a_piece_that_are_right_are_not_told_as_faulty(english, monkeypatch):
+    """Cut once, and said well then: as a piece that was right at its second attempt."""
+    turbo.apply(english, {**QUIET, "text": {"retries": 1}})
+    pipeline, (part, *_) = english.turbo._pipeline, split(LONG, "en", target=12.0, longest=18.0)
+    limits = iter([0.0])
+    own = long_text._Try.begin
+
+    def short_at_first(one, *arguments):
+        monkeypatch.setattr(long_text, "LOOSE", next(limits, 3.0))
+        monkeypatch.setattr(long_text, "SLACK", 6 if long_text.LOOSE == 0 else 75)
+        own(one, *arguments)
+
+    monkeypatch.setattr(long_text._Try, "begin", short_at_first)
+    with pytest.warns(RunawayWarning, match="is right now .*cut into"):
+        said = list(reader(english).say([part], pipeline.stages.bind((LONG,), {}), english.conds, seed=1))
+    assert len(said) > 1 and all(len(one.faults) < one.attempts for one in said)
+
+
+def test_a_budget_bounds_the_pieces_that_are_said_at_once(english, monkeypatch):
+    turbo.apply(english, {**QUIET, "memory_budget": "8GB", "budget_slots": 2})
+    pipeline, seen = english.turbo._pipeline, []
+    decode, sound = pipeline.decode, pipeline.sound
+    monkeypatch.setattr(pipeline, "decode", lambda some, slots, **k: seen.append(slots) or decode(some, slots, **k))
+    monkeypatch.setattr(pipeline, "sound", lambda some: seen.append(len(some)) or sound(some))
+    said = reader(english).say(split(LONG, "en", target=6.0)[:5], pipeline.stages.bind((LONG,), {}), english.conds, 1)
+    assert len(list(said)) == 5 and max(seen) == 2

@@ -99,6 +99,16 @@ def test_another_process_has_the_folder(english, book):
     assert names(book.parent) == ["book.txt"]
 
 
+def test_without_locks_no_file_is_held_open_that_could_not_be_deleted(tmp_path, monkeypatch):
+    monkeypatch.delattr(parts, "fcntl", raising=False)  # as on Windows
+    folder = parts.PartsFolder(tmp_path / "d.wav.parts")
+    with folder.held():
+        assert folder.path.is_dir() and not list(folder.path.iterdir())
+        folder.begin({"book": 1})
+        folder.remove()
+    assert not folder.path.exists()
+
+
 def test_damaged_pieces_are_said_again(english, book):
     output = book.with_name("e.wav")
     english.turbo.read(book, output, keep_parts=True)

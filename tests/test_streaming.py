@@ -163,6 +163,40 @@ def test_an_event_loop_goes_on_meanwhile(english):
     assert torch.equal(joined(blocks), joined(list(english.turbo.stream(TEXT, seed=2, windows=SMALL))))
 
 
+@pytest.mark.parametrize("heard", [0, 1])
+def test_a_task_that_is_cancelled_while_a_block_is_made_falls_silent(english, heard):
+    turbo.apply(english, QUIET)
+    service = english.turbo.token_model.service
+
+    async def main():
+        begun, blocks = asyncio.Event(), []
+        stream = english.turbo.stream([TEXT, TEXT], seed=2, windows=SMALL)
+
+        async def speak():
+            try:
+                async for block in stream:
+                    blocks.append(block)
+                    begun.set()
+            finally:
+                await stream.aclose()
+
+        task = asyncio.create_task(speak())
+        if heard:
+            await begun.wait()
+        while stream._turn.acquire(blocking=False):  # until the next one is being made
+            stream._turn.release()
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return blocks, next(stream, None)
+
+    blocks, after = asyncio.run(main())
+    assert len(blocks) <= heard + 1 and after is None
+    assert len(service) == 0 and service._run is None
+    assert english.generate("Hello.").numel()
+
+
 def test_what_cannot_stream_is_told(english):
     turbo.apply(english, {"decoding": {"enabled": False}})
     with pytest.raises(UnavailablePassError, match=r"Streams need the decoding pass"):

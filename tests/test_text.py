@@ -78,6 +78,7 @@ def test_a_text_comes_out_the_same_in_lines_and_in_odd_parts(boundaries):
 WHOLE = [
     "3.14", "1,234.56", "1.234.567,89", "12:30", "1 234 567", "$ 5", "5 %", "20 km", "https://example.com/a.b?c=d,e;f",
     "www.example.org/x-y", "j.r.doe@mail.example.org", "[laugh]", "[pause: 1 s]", "<break time='1 s'/>", "well-known",
+    "[pause--long]", "https://example.com/goes/on--and-on",
     "it’s", "U.S.A.", "2024-01-05", "co\u0301te\u0301", "naïveté",
 ]  # fmt: skip
 

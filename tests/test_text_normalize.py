@@ -52,6 +52,9 @@ CASES = [
     ("sv", "3,1 och 5 %", "tre komma ett och fem procent"),
     ("tr", "12 ve 3,1", "oniki ve üç virgül bir"),
     ("pt-BR", "21", "vinte e um"),
+    ("en", "It is 0.0000001.", "It is zero point zero zero zero zero zero zero one."),
+    ("ru", "Это 0,0000001.", "Это 0,0000001."),
+    ("de", "0,00000015", "null Komma null null null null null null eins fünf"),
 ]  # fmt: skip
 
 

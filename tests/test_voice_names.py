@@ -40,6 +40,9 @@ def test_names_and_what_they_cost(two, samples):
         voices.add("low", wav(samples))
     with pytest.raises(InvalidRequestError, match="differs from it in case alone"):
         voices.add("Low", wav(samples), replace=True)
+    with pytest.raises(InvalidRequestError, match="differs from it in case alone"):
+        voices.blend({"low": 1}, as_="Low")
+    assert "Low" not in voices
     voices.add("low", voices.conditionals("high"), replace=True)
     assert voices.show("low")["source"] == {"kind": "conditionals"}
     voices.remove("low")

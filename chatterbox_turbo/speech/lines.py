@@ -108,17 +108,26 @@ def results_of(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
     path = folder / RESULTS
 
-    def add(record: Mapping[str, Any]) -> None:
+    @contextmanager
+    def told() -> Iterator[None]:
         try:
-            results.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            results.flush()
+            yield
         except OSError as full:
             raise TurboError(f"{path} cannot be written: {full.strerror or full}.", "", KEPT) from full
 
-    with path.open("a+b") as results:
+    def add(record: Mapping[str, Any]) -> None:
+        left = memoryview(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        with told():
+            while left:  # a full disk takes a part
+                left = left[results.write(left) :]
+
+    with told():
+        results = path.open("a+b", buffering=0)  # a buffer would be written once more, and fail, when it is closed
+    with results:
         # a last line that an interruption has cut is ended, so that the next one is its own
         if results.seek(0, 2):
             results.seek(-1, 2)
             if results.read(1) != b"\n":
-                results.write(b"\n")
+                with told():
+                    results.write(b"\n")
         yield add

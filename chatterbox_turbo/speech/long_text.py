@@ -66,6 +66,7 @@ class LongText:
 
     def __init__(self, pipeline: Pipeline, timed: bool = False):
         self._pipeline, self._section, self._timed = pipeline, pipeline.engines.text, timed
+        self._slots = min(SLOTS, pipeline.slots or SLOTS)
         section = self._section
         longest = max(section.longest, section.target)
         self.splitting = Splitting(
@@ -122,7 +123,7 @@ class LongText:
             seed: of the first piece; the others follow.
         """
         rest = enumerate(parts)
-        while wave := list(islice(rest, SLOTS * WAVES)):
+        while wave := list(islice(rest, self._slots * WAVES)):
             tries = [_Try(piece, seed + number) for number, piece in wave]
             tries = self._decoded(tries, given, voice)
             samples: dict[int, Tensor] = {}
@@ -144,7 +145,7 @@ class LongText:
         for attempt in range(self._section.retries + 1):
             for one in waiting:
                 one.begin(self._pipeline, given, voice, attempt, self._timed)
-            self._pipeline.decode([one.utterance for one in waiting], SLOTS, told=False)
+            self._pipeline.decode([one.utterance for one in waiting], self._slots, told=False)
             waiting = [one for one in waiting if one.wrong()]
             smaller = {id(one): self._smaller(one, given) for one in waiting if one.utterance.end == "limit"}
             smaller = {key: parts for key, parts in smaller.items() if len(parts) > 1}
@@ -161,14 +162,21 @@ class LongText:
         if one.depth >= DEPTH:
             return []
         half = max(0.5, one.piece.seconds / 2)
-        cut = split(one.piece.text, given.get("language_id"), target=half, longest=half, shortest=0.0)
+        whole, pauses = one.piece, self.splitting.pauses
+        cut = split(whole.text, given.get("language_id"), target=half, longest=half, shortest=0.0, pauses=pauses)
         if len(cut) < 2:
             return []
-        last = replace(cut[-1], pause=one.piece.pause, boundary=one.piece.boundary)
         fault = f"{one.faults[-1]}: cut into {len(cut)}"
+        # where they lie in the whole text, but for what is said otherwise than it is written
+        ends = [min(whole.start + part.end, whole.end) for part in cut[:-1]] + [whole.end]
+        parts = [
+            replace(part, start=start, end=end, paragraph=whole.paragraph, chapter=whole.chapter, heading=whole.heading)
+            for part, start, end in zip(cut, [whole.start, *ends[:-1]], ends, strict=True)
+        ]
+        parts[-1] = replace(parts[-1], pause=whole.pause, boundary=whole.boundary)
         return [
-            _Try(part, one.seed + (number + 1) * 7919, one.depth + 1, [*one.faults[:-1], fault])
-            for number, part in enumerate([*cut[:-1], last])
+            _Try(part, one.seed + (number + 1) * 7919, one.depth + 1, [*one.faults[:-1], fault], one.attempts)
+            for number, part in enumerate(parts)
         ]
 
 

@@ -199,7 +199,7 @@ class NamedVoices:
 
     def _check_free(self, wanted: Collection[str], replace: bool, among: Collection[str] = ()) -> None:
         with self._lock:
-            known = {names.folded(name): name for name in (*self._named, *among)}
+            known = {names.folded(name): name for name in (*among, *self._named)}  # those that are here count
             for name in wanted:
                 there = known.get(names.folded(name), name)
                 if there != name:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,15 @@ class PartsFolder:
         Raises:
             InvalidRequestError: another process has it, or it cannot be made.
         """
+        locks = "fcntl" in globals()
         try:
             self.path.mkdir(exist_ok=True)
-            lock = (self.path / LOCK).open("ab")
+            # where there are no such locks (Windows) an open file could not be deleted
+            lock = (self.path / LOCK).open("ab") if locks else nullcontext()
         except OSError as error:
             raise InvalidRequestError(f"{self.path} cannot be made: {error.strerror or error}.") from error
         with lock:
-            if "fcntl" in globals():
+            if locks:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
@@ -122,7 +124,7 @@ class PartsFolder:
         """All that is this package's, and the folder where nothing else is in it."""
         self.empty()
         with suppress(OSError):
-            (self.path / LOCK).unlink()
+            (self.path / LOCK).unlink(missing_ok=True)
             self.path.rmdir()
 
     def empty(self) -> None:

@@ -34,6 +34,7 @@ class Pipeline:
         scopes: what surrounds the last stage.
         alone: why flow matching cannot be given inputs of this package's making (``upstream.flow_inputs``), so that
             audio is made one utterance after the other, and not in windows; or an empty string.
+        slots: utterances at once that a memory budget was planned for; ``None`` without one.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Pipeline:
         arguments: Sequence[Callable[[str, Any], Any]] = (),
         scopes: Sequence[Scope] = (),
         alone: str = "",
+        slots: int | None = None,
     ):
-        self.parts, self.stages, self.engines = parts, stages, engines
+        self.parts, self.stages, self.engines, self.slots = parts, stages, engines, slots
         self._voices, self._arguments, self._scopes = voices, arguments, scopes
         self.alone, self._attribute = alone, voice_attribute(parts)
 
@@ -153,7 +155,7 @@ class Pipeline:
             return
         frames, some = self.engines.flow.batch_frames(), []
         for utterance in sorted(utterances, key=self._frames):
-            if some and (len(some) + 1) * self._frames(utterance) > frames:
+            if some and ((len(some) + 1) * self._frames(utterance) > frames or len(some) == self.slots):
                 yield some
                 some = []
             some.append(utterance)

@@ -9,6 +9,7 @@ for a block, and free between two of them.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -195,6 +196,7 @@ class SpeechStream:
         self._open: list[Segment] = []
         self._sent = self._samples = self._tokens = 0
         self._first = self._busy = 0.0
+        self._turn = threading.RLock()  # whoever closes waits for what another thread is making
         self._closed = False
 
     def __iter__(self) -> SpeechStream:
@@ -214,28 +216,29 @@ class SpeechStream:
         return self._advanced(tokens)
 
     def _advanced(self, most: int | None) -> tuple[Tensor, StreamMetrics] | None:
-        if self._closed:
-            raise StopIteration
-        begun = time.perf_counter()
-        try:
-            with self._working() as pipeline:
-                if self._pipeline is None:
-                    self._pipeline = pipeline
-                    self._blocks = self._made(pipeline)
-                if pipeline is not self._pipeline:
-                    raise UnavailablePassError("The model's configuration has changed while it was streaming.")
-                block = None
-                while block is None and most != 0:
-                    block, most = next(self._blocks, _END), None if most is None else most - 1
-        except BaseException:
-            self.close()
-            raise
-        if block is _END:
-            self.close()
-            raise StopIteration
-        now = time.perf_counter()
-        self._busy += now - begun
-        return None if block is None else (block[None], self._metrics(block, now))
+        with self._turn:
+            if self._closed:
+                raise StopIteration
+            begun = time.perf_counter()
+            try:
+                with self._working() as pipeline:
+                    if self._pipeline is None:
+                        self._pipeline = pipeline
+                        self._blocks = self._made(pipeline)
+                    if pipeline is not self._pipeline:
+                        raise UnavailablePassError("The model's configuration has changed while it was streaming.")
+                    block = None
+                    while block is None and most != 0 and not self._closed:
+                        block, most = next(self._blocks, _END), None if most is None else most - 1
+            except BaseException:
+                self.close()
+                raise
+            if block is _END or self._closed:
+                self.close()
+                raise StopIteration
+            now = time.perf_counter()
+            self._busy += now - begun
+            return None if block is None else (block[None], self._metrics(block, now))
 
     def _metrics(self, block: Tensor, now: float) -> StreamMetrics:
         rate, before = self._pipeline.parts.model.sr, self._samples
@@ -285,15 +288,23 @@ class SpeechStream:
             self._open.clear()
 
     def close(self) -> None:
-        """Let go of everything; the model goes on with what others want of it. Nothing more comes."""
+        """Let go of everything; the model goes on with what others want of it. Nothing more comes.
+
+        While another thread makes the next block, this waits for a token or a window at most, and ends it.
+        """
         self._closed = True
-        blocks, self._blocks = self._blocks, None
-        if blocks is not None and self._pipeline is not None:
-            blocks.close()
-            # what the batch holds for nobody goes with the next step, or now
-            with suppress(UnavailablePassError), self._working() as pipeline:
-                if pipeline.engines.token_model is not None:
-                    pipeline.engines.token_model.service.tidy()
+        with self._turn:
+            blocks, self._blocks = self._blocks, None
+            if blocks is None:
+                return
+            try:
+                with suppress(UnavailablePassError), self._working() as pipeline:
+                    blocks.close()
+                    # what the batch holds for nobody goes with the next step, or now
+                    if pipeline.engines.token_model is not None:
+                        pipeline.engines.token_model.service.tidy()
+            finally:
+                blocks.close()  # also where the model streams no more
 
     def __enter__(self) -> SpeechStream:
         return self

@@ -131,7 +131,8 @@ def cuts(text: str, start: int, end: int, language: str, breaks: frozenset[int] 
             rank = _rank(text, match.start(), match.end(), language, cased)
             found[match.end()] = max(rank, TITLE) if _NO_BREAK.issuperset(match.group()) else rank
     for match in _DASHED.finditer(text, start, end):
-        found[match.end()] = CLAUSE
+        if not inside(match.end()):
+            found[match.end()] = CLAUSE
     if UNSPACED.search(text, start, end):
         for match in _UNSPACED_NEAR.finditer(text, start + 1, end):
             at = match.start()

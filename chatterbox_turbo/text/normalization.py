@@ -170,7 +170,7 @@ def number_words(value: Decimal, language: str, kind: str = "cardinal") -> str:
         return module.num2words(whole, lang=language, to=kind)
     if not mark:  # Russian reads hundredths
         return module.num2words(float(value), lang=language)
-    digits = [module.num2words(int(digit), lang=language) for digit in str(value).split(".")[1]]
+    digits = [module.num2words(int(digit), lang=language) for digit in format(value, "f").split(".")[1]]
     return space.join([module.num2words(whole, lang=language), mark, *digits])
 
 
@@ -184,9 +184,11 @@ def _parsed(text: str, language: str) -> Decimal | None:
     if (len(digits) > 1 and digits[0] == "0" and digits[1] != ".") or len(digits) > 15:
         return None
     try:
-        return Decimal(text)
+        value = Decimal(text)
     except InvalidOperation:
         return None
+    # where num2words reads the fraction it takes a float, and stumbles over an exponent
+    return None if not _FORMATS[language][2] and 0 < abs(value) < Decimal("0.0001") else value
 
 
 def _number(language: str) -> str:
