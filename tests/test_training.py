@@ -308,6 +308,23 @@ def test_settings_that_are_none(change):
         replace(SETTINGS, **change)
 
 
+def test_a_run_may_begin_with_a_checkpoint(audio, unbroken, tmp_path):
+    checkpoint = unbroken[0] / "checkpoints" / "step-00000004"
+    before = vocos_checkpoint.load(checkpoint).state_dict()
+    still = replace(SETTINGS, steps=1, learning_rate=0.0)
+    for settings, same in ((still, True), (replace(still, learning_rate=1e-3), False)):
+        out = tmp_path / str(same)
+        run(audio, out, settings, initial=vocos_checkpoint.load(checkpoint), data={"begin_with": "it"})
+        after = vocos_checkpoint.load(out / "checkpoints" / "step-00000001").state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items()) is same
+    with pytest.raises(TrainingError, match="begin_with was 'it'"):
+        run(audio, out, settings, data={})
+    wider = replace(SETTINGS, dim=32)
+    with pytest.raises(InvalidRequestError, match="The network to begin with is"):
+        run(audio, tmp_path / "wider", wider, initial=vocos_checkpoint.load(checkpoint))
+    assert not (tmp_path / "wider").exists()
+
+
 def test_half_precision_that_a_device_lacks():
     with pytest.raises(InvalidRequestError, match="fp16"):
         _accelerator("fp16", "cpu")

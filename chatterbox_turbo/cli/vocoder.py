@@ -69,6 +69,12 @@ def train(
     discriminator_width: Annotated[
         float, typer.Option("--discriminator-width", help="Share of their channels; 1 is published.")
     ] = 1.0,
+    begin_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--begin-with", metavar="FOLDER", help="A vocoder checkpoint, whose weights and sizes it begins with."
+        ),
+    ] = None,
     dim: Annotated[int, typer.Option("--dim", min=1, help="Channels of the network.")] = 512,
     intermediate_dim: Annotated[int | None, typer.Option("--intermediate-dim", min=1, help="Default: 3 dim.")] = None,
     layers: Annotated[int, typer.Option("--layers", min=1)] = 8,
@@ -86,12 +92,18 @@ def train(
     """
     screen = options.screen_of(context)
     with screen.step("importing torch and chatterbox-tts"), screen.quiet():
+        from ..runtime.s3gen import vocos_checkpoint
         from ..training.settings import TrainingSettings
         from ..training.trainer import Progress
         from ..training.trainer import train as run
         from ..upstream.mel_function import mel_function
 
         mel = mel_function()
+    initial = None
+    if begin_with is not None:
+        initial = vocos_checkpoint.load(begin_with)
+        own = initial.architecture
+        dim, intermediate_dim, layers = own.dim, own.intermediate_dim, own.layers
     settings = TrainingSettings(
         steps=steps,
         batch=batch,
@@ -121,13 +133,15 @@ def train(
         if source is None:
             raise typer.Abort
         data = {"audio": str(audio.resolve()), "files": len(recordings.names), "teacher": wanted and _identity(wanted)}
+        if begin_with is not None:
+            data["begin_with"] = vocos_checkpoint.read_description(begin_with).sha256
         with progress_bar(screen, "training", steps) as told, screen.quiet(bars=True):
 
             def tell(now: Progress) -> None:
                 told(now.step, now.text)
 
             result = run(
-                output, source, settings, mel, data=data, device=device, workers=workers,
+                output, source, settings, mel, initial=initial, data=data, device=device, workers=workers,
                 progress=tell, note=screen.note, stopping=stopping,
             )  # fmt: skip
     screen.print(f"{result.step:,} steps on {source.describe()}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequestError, ModelUnavailableError, TrainingError
-from ..runtime.s3gen.vocos_network import MelDescription, build
+from ..runtime.s3gen.vocos_network import MelDescription, VocosNetwork, build
 from . import picture
 from .networks import package
 from .segments import Batch, Batches, Source, batches
@@ -60,6 +60,7 @@ def train(
     settings: TrainingSettings,
     mel: tuple[Callable[[Tensor], Tensor], MelDescription],
     *,
+    initial: VocosNetwork | None = None,
     data: Mapping[str, Any] | None = None,
     device: str = "cpu",
     workers: int = 0,
@@ -75,7 +76,8 @@ def train(
     Args:
         folder: of the run; made where it is missing (``state`` has what is in it).
         mel: what ``upstream.mel_function`` gives.
-        data: plain values that say what the source is; a run goes on with the same ones only.
+        initial: begin with its weights, not with random ones; it is trained itself.
+        data: plain values that say what the source and ``initial`` are; a run goes on with the same ones only.
         device: ``"cpu"``, or what accelerate finds.
         workers: processes that read recordings; they change nothing but the time.
         stopping: asked after each step; a true answer saves the state and ends the call.
@@ -83,7 +85,7 @@ def train(
     Raises:
         TrainingError: the folder is another run's, the data are of no use, a loss is no number, the disk is full.
         ModelUnavailableError: the packages ``vocos`` or ``accelerate`` are missing.
-        InvalidRequestError: the batch cannot be shared by so many processes.
+        InvalidRequestError: the batch cannot be shared by so many processes; ``initial`` is of another architecture.
     """
     function, description = mel
     for name in ("discriminators", "loss"):  # before anything is written
@@ -102,8 +104,15 @@ def train(
                 f"A frame is {description.hop} samples.",
                 "Choose shorter mel_windows or more frames.",
             )
+        architecture = settings.architecture(description.n_fft, description.hop)
+        if initial is not None and (initial.architecture, initial.mel) != (architecture, description):
+            raise InvalidRequestError(
+                f"The network to begin with is {initial.architecture}.",
+                f"What is to be trained is {architecture}.",
+                "Choose the same sizes.",
+            )
         run = _Run(RunFolder(folder), source, settings, function, description, accelerator, progress, note)
-        return run.go(data or {}, workers, stopping)
+        return run.go(initial, data or {}, workers, stopping)
     finally:
         if own:
             _forget(accelerator)
@@ -128,7 +137,9 @@ class _Run:
         self.left_out: set[str] = set()
         self.figures: dict[str, float] = {}
 
-    def go(self, data: Mapping[str, Any], workers: int, stopping: Callable[[], bool]) -> TrainingResult:
+    def go(
+        self, initial: VocosNetwork | None, data: Mapping[str, Any], workers: int, stopping: Callable[[], bool]
+    ) -> TrainingResult:
         settings, rate = self.settings, self.description.sample_rate
         self.held = self.source.held_out()  # where there is none, nothing is written
         if self.main:
@@ -137,7 +148,7 @@ class _Run:
         architecture = settings.architecture(self.description.n_fft, self.description.hop)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            network = build(architecture, self.description)
+            network = build(architecture, self.description) if initial is None else initial.requires_grad_().train()
             training = Training(self.accelerator, settings, network, rate, self.mel)
         for segment in self.held:
             self._tell(segment.left_out)
