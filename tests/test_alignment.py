@@ -68,6 +68,19 @@ def test_upstreams_own_loop_is_contained_too(fresh):
     assert torch.equal(first.tokens, last.tokens) and torch.equal(first.wav, last.wav)
 
 
+@pytest.mark.parametrize("speak", ["batch", "stream"])
+def test_batches_and_streams_on_upstreams_backbone_leave_nothing(fresh, speak):
+    before, hooks = switches(fresh), count_hooks(fresh.t3)
+    items = [{"text": text, "language_id": "en"} for text in ("One.", "Two.")]
+    with turbo.optimized(fresh, {"preset": "exact", "decoding": {"progress": "off"}}):
+        if speak == "batch":
+            fresh.turbo.batch(items)
+        else:
+            list(fresh.turbo.stream("One.", language_id="en"))
+        assert (analyzer_hooks(fresh.t3.tfmr), switches(fresh)) == ([], before)
+    assert (count_hooks(fresh.t3), switches(fresh)) == (hooks, before)
+
+
 def test_tokens_equal_upstreams_first_call_and_upstream_pollutes_its_second():
     ours, theirs = (build() for _ in range(2))
     turbo.apply(ours, QUIET)

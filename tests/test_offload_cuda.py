@@ -9,6 +9,8 @@ from cases import request_for
 import chatterbox_turbo as turbo
 from chatterbox_turbo.passes import offload
 from chatterbox_turbo.runtime.device import overlay
+from chatterbox_turbo.runtime.s3gen.streaming import Windows
+from chatterbox_turbo.speech.stream import joined
 
 QUIET = {"decoding": {"progress": "off"}}
 
@@ -103,3 +105,16 @@ def test_a_quantized_t3_leaves_and_batches_speak(simulated):
     for ours, theirs in zip(speak(), plain, strict=True):
         assert torch.equal(ours, theirs)
     assert kinds(model.t3) <= {"cpu"} and {b.device.type for b in model.t3.buffers() if b.nbytes > 256} <= {"cpu"}
+
+
+def test_streams_speak_though_flow_and_vocoder_take_t3s_place(simulated):
+    model, windows = simulated.get("turbo"), Windows(first_chunk=3, chunk=4, growth=1.0, longest_chunk=4)
+    text = request_for(model)["text"]
+
+    def speak():
+        return seeded(simulated, lambda: joined(list(model.turbo.stream([text, text], seed=1, windows=windows))))
+
+    turbo.apply(model, QUIET)
+    plain = speak()
+    turbo.apply(model, {**QUIET, "offload": {"mode": "sequential"}})
+    assert torch.equal(speak(), plain)

@@ -18,6 +18,8 @@ from chatterbox_turbo.passes import vocoder as vocoder_pass
 from chatterbox_turbo.runtime.cpu import cold
 from chatterbox_turbo.runtime.device.transfers import Transfers
 from chatterbox_turbo.runtime.memory.free_memory import is_out_of_memory
+from chatterbox_turbo.runtime.s3gen.streaming import Windows
+from chatterbox_turbo.speech.stream import joined
 from chatterbox_turbo.upstream import conditioning as upstream_conditioning
 from chatterbox_turbo.upstream.families import identify
 
@@ -85,6 +87,24 @@ def test_adaptive(model, monkeypatch):
         assert torch.equal(speak(model), plain)
         assert residence.sequential is sequential, free
     assert "now idle" in model.turbo.plan.step("offload").reason
+
+
+def test_adaptive_lets_a_stream_end_first(model, monkeypatch):
+    """Its batch would lose its cache."""
+    memory, text = Short(500), "The quick brown fox."
+    monkeypatch.setattr(pass_file, "free_memory", memory)
+    apply(model, "adaptive")
+    windows = Windows(first_chunk=3, chunk=3, growth=1.0, longest_chunk=3)
+    plain = joined(list(model.turbo.stream(text, seed=1, windows=windows)))
+    with model.turbo.stream(text, seed=1, windows=windows) as stream:
+        blocks = [next(stream)]
+        memory.free = 50
+        assert len(model.turbo.token_model.service) == 1
+        for block in stream:
+            blocks.append(block)
+    assert torch.equal(joined(blocks), plain)
+    speak(model)
+    assert residence_of(model).sequential
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "idle"])

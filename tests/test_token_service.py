@@ -7,6 +7,7 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import DecodingError
+from chatterbox_turbo.runtime.t3 import kv_cache
 
 TEXTS = ("One.", "The quick brown fox jumps over the lazy dog.", "Is it two, or three?")
 
@@ -119,6 +120,31 @@ def test_an_error_ends_those_that_run_and_the_service_goes_on(english, monkeypat
     monkeypatch.setattr(engine.backbone, "step", lambda embeds: step(embeds * float("nan")))
     with pytest.raises(DecodingError, match="NaN"):
         engine.service.advance(ticket, 9)
+    monkeypatch.undo()
+    again = engine.service.submit(request(english, TEXTS[0], 0))
+    engine.service.drain()
+    assert spoken(english, again) == expected
+
+
+@pytest.mark.parametrize("where", ["begin", "keys", "values"])
+def test_a_batch_that_cannot_begin_tells_those_that_wait(english, monkeypatch, where):
+    """Memory that ends before anybody is in the batch, or between the two tensors of its cache."""
+    engine, own, left = applied(english), kv_cache.reserve, [1 if where == "keys" else 2]
+    expected = alone(english, TEXTS[0], 0)
+    if where == "begin":
+        monkeypatch.setattr(engine.backbone, "begin", lambda *sizes: (_ for _ in ()).throw(MemoryError("none")))
+
+    def short(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            raise MemoryError("none")
+        return own(*arguments)
+
+    monkeypatch.setattr(kv_cache, "reserve", own if where == "begin" else short)
+    tickets = [engine.service.submit(request(english, text, seed)) for seed, text in enumerate(TEXTS[:2])]
+    for ticket in tickets:
+        with pytest.raises(MemoryError):
+            engine.service.advance(ticket, 1)
     monkeypatch.undo()
     again = engine.service.submit(request(english, TEXTS[0], 0))
     engine.service.drain()

@@ -69,7 +69,12 @@ class OffloadPass(Pass):
             places = {name: cold.ColdPart(some, folder) for name, some in tensors.items()}
         pressure = None
         if section.mode == "adaptive":
-            pressure = Pressure(partial(free_memory, parts.device), section.free_below, section.free_again)
+            engine = context.engines.token_model
+
+            def busy() -> bool:  # a stream's batch would lose its cache
+                return engine is not None and len(engine.service) > 0
+
+            pressure = Pressure(partial(free_memory, parts.device), section.free_below, section.free_again, busy)
         residence = Residence(
             places,
             section.mode == "sequential",

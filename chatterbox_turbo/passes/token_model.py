@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..runtime.t3.token_loop import Loop
 from ..runtime.t3.transformer import prefill_format
 from ..upstream import t3 as upstream_t3
 from ..upstream import t3_weights
-from ..upstream.alignment import UpstreamAnalysis, build_analyzer, why_not_analysis
+from ..upstream.alignment import UpstreamAnalysis, build_analyzer, contained, why_not_analysis
 from ..upstream.prepared import Prepared
 from .base import Setting, Switch
 from .token_requests import TokenRequests, progress_of, tell
@@ -179,8 +179,10 @@ class TokenModel:
         ends: dict[int, tuple[str, int]] = {}
         self.arrivals, self.attention = [], [None] * len(requests)
         try:
-            loop = self._loop(requests)
-            with self._around():
+            with ExitStack() as stack:
+                stack.enter_context(self._contained())
+                loop = self._loop(requests)
+                stack.enter_context(self._around())
                 for token in loop.generate(requests, slots):
                     self.arrivals.append(time.perf_counter())
                     if token.id is not None:
@@ -208,6 +210,8 @@ class TokenModel:
         try:
             while True:
                 with self._around():  # not while whoever wants the token goes on with it
+                    if self.prepared is not None:
+                        self.prepared.needed()  # flow and vocoder may have taken T3's place on the device meanwhile
                     token = next(tokens, None)
                 if token is None:
                     return
@@ -220,8 +224,9 @@ class TokenModel:
         for number, request in enumerate(source):
             if request is None:
                 return
-            for token in self._loop([request]).generate([request]):
-                yield replace(token, request=number)
+            with self._contained():
+                for token in self._loop([request]).generate([request]):
+                    yield replace(token, request=number)
 
     def _rest(self) -> None:
         """Let the cache of keys and values go on a CPU, or it would lie beside what the audio needs."""
@@ -241,7 +246,10 @@ class TokenModel:
     def logits(self, request: Request, tokens: Sequence[int]) -> Tensor:
         """Logits (n, V) fp32 after guidance that precede each of n given tokens (teacher forcing)."""
         self.service.drain()
-        loop = self._loop([request])
+        with self._contained():
+            return self._taught(self._loop([request]), request, tokens)
+
+    def _taught(self, loop: Loop, request: Request, tokens: Sequence[int]) -> Tensor:
         rows, rest = request.embeds.size(0), len(tokens) - 1
         weight = torch.tensor([[request.knobs.guidance]], device=request.embeds.device)
         given = torch.tensor([tokens[:-1]], dtype=torch.long, device=weight.device)
@@ -253,6 +261,12 @@ class TokenModel:
                 embeds = loop.vocabulary.embed(given[:, index : index + 1], positions[index : index + 1])
                 each.append(loop.backbone.step(embeds.expand(rows, -1))[0].clone())
         return torch.cat([guide(row[None].float(), weight) for row in each])
+
+    def _contained(self) -> AbstractContextManager[None]:
+        """What upstream's analyzer does to upstream's backbone ends with the block."""
+        if self.prepared is not None or not self._llama:
+            return nullcontext()
+        return contained(upstream_t3.backbone(self._t3))
 
     def _loop(self, requests: Sequence[Request]) -> Loop:
         if self.prepared is not None:

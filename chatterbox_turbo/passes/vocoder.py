@@ -140,4 +140,5 @@ class Vocoder:
 
     def streamed(self, seed: int) -> streamed_vocoder.StreamedVocoder:
         """The vocoder of one utterance that is rendered in windows."""
+        self.prepared.current()  # the part is on its device
         return streamed_vocoder.begin(self.prepared.current, self._module.conv_pre.bias.device, seed)

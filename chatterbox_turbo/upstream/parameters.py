@@ -116,7 +116,7 @@ class Cast:
 def made_in_inference_mode(model: Any) -> bool:
     """Whether the model's acoustic half is of inference tensors, as one that is loaded inside inference mode."""
     s3gen = getattr(model, "s3gen", None)
-    return isinstance(s3gen, nn.Module) and any(parameter.is_inference() for parameter in s3gen.parameters())
+    return isinstance(s3gen, nn.Module) and any(version(parameter) is None for parameter in s3gen.parameters())
 
 
 def cast(

@@ -59,11 +59,13 @@ class Pressure:
         free: (bytes free, bytes in all) of the device.
         below: share of memory; with less of it free, sequential begins.
         again: with more of it free even after all parts have come back, sequential ends.
+        busy: whether something that outlasts a request computes with parts where they are now: then all stays so.
     """
 
     free: Callable[[], tuple[int, int]]
     below: float
     again: float
+    busy: Callable[[], bool] = lambda: False
 
 
 class Residence:
@@ -200,7 +202,7 @@ class Residence:
             raise failures[0]
 
     def _adapt(self) -> None:
-        if self._pressure is None:
+        if self._pressure is None or self._pressure.busy():
             return
         free, total = self._pressure.free()
         if not self.sequential and free < self._pressure.below * total:

@@ -110,8 +110,15 @@ class KVCache:
         self.device_lengths[last : last + rows] = 0
         del self.lengths[last:]
 
-    @torch.inference_mode(False)
     def _allocate(self, rows: int, positions: int) -> None:
+        try:
+            self._grow(rows, positions)
+        except BaseException:  # memory may end between keys and values, which must be of one size
+            self.release()
+            raise
+
+    @torch.inference_mode(False)
+    def _grow(self, rows: int, positions: int) -> None:
         layers, heads, width = self._shape
         used = max(self.lengths, default=0)
         lengths = torch.zeros(rows, dtype=torch.long, device=self._kind["device"])

@@ -104,7 +104,11 @@ class Service:
         except BaseException as error:
             self._run = None  # a generator that has raised is over
             failure = error if isinstance(error, Exception) else DecodingError("Decoding was interrupted.")
-            for ticket in self._taken:
+            # a batch that could not begin has taken nobody: those that wait would try again for ever
+            affected = self._taken or [*self._waiting]
+            if not self._taken:
+                self._waiting.clear()
+            for ticket in affected:
                 if not ticket.over:
                     ticket.error = failure
             if not isinstance(error, Exception):
