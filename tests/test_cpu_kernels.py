@@ -51,7 +51,7 @@ formats_of_both = pytest.mark.parametrize(
 
 
 @formats_of_both
-@pytest.mark.parametrize(("outputs", "inner"), [(50, 256), (129, 768), (7, 512), (1, 256)])
+@pytest.mark.parametrize(("outputs", "inner"), [(50, 256), (129, 768), (7, 512), (1, 256), (27, 2304), (16, 4096)])
 def test_products_of_any_number_of_rows(formats, outputs, inner):
     """Against fp64 on the same rounded numbers; and a row is the same whatever is beside it."""
     generator = torch.Generator().manual_seed(outputs)

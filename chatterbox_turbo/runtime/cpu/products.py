@@ -35,56 +35,111 @@ from .instructions import (
     repeat,
     round_to_bf16,
     same,
+    store,
 )
 from .quantized_products import quantized_operand, quantized_products
 
 UNROLL = 2  # registers of one sum: a single one would wait for its own additions
 ROUNDS = 4  # between two jumps, where one stream of weights is read: 5 % faster than 1, 10 % than 16
 GRANULE = LANES * UNROLL * ROUNDS  # the inner size of a product is a multiple of it, and of twice as much in pairs
-BLOCK = 8  # outputs whose weights stay in the nearest cache while all rows pass by
+SEGMENT = 2048  # bytes of a row of activations that stay in the nearest cache, where there are many rows,
+BLOCK = 8  # and outputs whose weights for them do so while all rows pass by
 AHEAD = 4096  # bytes that a prefetch is ahead of its use in a contiguous read: a row of 1024 in fp32
 
 
-def _make_products(outputs: int, rows: int, shared: bool = False) -> Callable:
-    """``products(w, x, y, first, last, r, part, parts)``: y[r + j, n] = sum over k of w[n, k] * x[r + j, k], j < rows.
+def _make_products(outputs: int, rows: int) -> Callable:
+    """``products(w, x, y, first, last, r)``: y[r + j, n] = sum over k of w[n, k] * x[r + j, k], for j < rows.
 
-    For n from ``first`` up to ``last``, whose distance is a multiple of ``outputs``. Where weights are ``shared`` by
-    several such calls for more rows, each asks for its ``part`` of ``parts`` of the weights that follow.
+    For n from ``first`` up to ``last``, whose distance is a multiple of ``outputs``.
     """
 
     @intrinsic
-    def products(typing_context, w, x, y, first, last, r, part, parts):
+    def products(typing_context, w, x, y, first, last, r):
         def generate(context, b, signature, arguments):
             w, x, y = (
                 context.make_array(t)(context, b, a) for t, a in zip(signature.args[:3], arguments, strict=False)
             )
-            first, last, r, part, parts = arguments[3:]
+            first, last, r = arguments[3:]
             dtype, rounded = signature.args[0].dtype, signature.args[1].dtype == types.int16
             inner = cgutils.unpack_tuple(b, w.shape)[1]
-            x_stride, y_stride = (
-                b.udiv(cgutils.unpack_tuple(b, a.strides)[0], I64(size))
-                for a, size in ((x, 2 if rounded else 4), (y, 4))
-            )
-            x_rows = [b.gep(x.data, [b.mul(b.add(r, I64(j)), x_stride)]) for j in range(rows)]
-            y_rows = [b.gep(y.data, [b.mul(b.add(r, I64(j)), y_stride)]) for j in range(rows)]
-            # several outputs at once are several streams: each is followed by the same one of the next block
-            row = b.mul(inner, I64(dtype.bitwidth // 8))
-            ahead = I64(AHEAD) if outputs == 1 else b.mul(row, I64(BLOCK if shared else outputs))
-            ahead = b.add(ahead, b.mul(part, b.udiv(row, parts)))
+            x_rows, y_rows = _rows(b, x, r, rows, 2 if rounded else 4), _rows(b, y, r, rows, 4)
+            # several outputs at once are several streams: each is followed by the same one of the next outputs
+            ahead = I64(AHEAD) if outputs == 1 else b.mul(inner, I64(dtype.bitwidth // 8 * outputs))
             with cgutils.for_range_slice(b, first, last, I64(outputs)) as (n, _):
                 w_rows = [b.gep(w.data, [b.mul(b.add(n, I64(i)), inner)]) for i in range(outputs)]
-                sums = _dot(b, w_rows, x_rows, inner, dtype, rounded, ahead, parts if shared else None)
-                for (i, j), total in sums.items():
-                    b.store(fold(b, total, b.fadd), b.gep(y_rows[j], [b.add(n, I64(i))]))
+                _finish(b, _dot(b, w_rows, x_rows, inner, dtype, rounded, ahead), y_rows, n)
             return context.get_dummy_value()
 
-        return types.void(w, x, y, first, last, r, part, parts), generate
+        return types.void(w, x, y, first, last, r), generate
 
     return products
 
 
-def _dot(b, w_rows, x_rows, inner, dtype, rounded, ahead, parts):
-    """Emit the loop over ``inner``; the sums of each pair of rows, as vectors."""
+def _make_segment(rows: int) -> Callable:
+    """``segment(w, x, y, sums, first, last, r, begin, part, parts)``: as ``products`` of two outputs, by inputs.
+
+    Of the inputs from ``begin`` on, a ``SEGMENT`` or what is left. Their sums are added to those of ``sums`` (outputs,
+    R, UNROLL, LANES), whose first output is ``first``; with the last inputs y gets what they come to. Weights are
+    shared by ``parts`` such calls for different rows, and each asks for its ``part`` of the weights that follow.
+    """
+
+    @intrinsic
+    def segment(typing_context, w, x, y, sums, first, last, r, begin, part, parts):
+        def generate(context, b, signature, arguments):
+            w, x, y, sums = (
+                context.make_array(t)(context, b, a) for t, a in zip(signature.args[:4], arguments, strict=False)
+            )
+            first, last, r, begin, part, parts = arguments[4:]
+            dtype, rounded = signature.args[0].dtype, signature.args[1].dtype == types.int16
+            inner, every = cgutils.unpack_tuple(b, w.shape)[1], cgutils.unpack_tuple(b, sums.shape)[1]
+            size, width = 2 if rounded else 4, I64(dtype.bitwidth // 8)
+            left = b.sub(inner, begin)
+            is_last = b.icmp_signed("<=", left, I64(SEGMENT // size))
+            count = b.select(is_last, left, I64(SEGMENT // size))
+            x_rows = [b.gep(row, [begin]) for row in _rows(b, x, r, rows, size)]
+            y_rows = _rows(b, y, r, rows, 4)
+            ahead = b.add(b.mul(b.mul(inner, width), I64(BLOCK)), b.mul(part, b.udiv(b.mul(count, width), parts)))
+            with cgutils.for_range_slice(b, first, last, I64(2)) as (n, _):
+                w_rows = [b.gep(w.data, [b.add(b.mul(b.add(n, I64(i)), inner), begin)]) for i in range(2)]
+                places = {}
+                for i in range(2):
+                    output = b.mul(b.add(b.sub(n, first), I64(i)), every)
+                    for j in range(rows):
+                        row = b.mul(b.add(output, b.add(r, I64(j))), I64(UNROLL * LANES))
+                        for u in range(UNROLL):
+                            places[i, j, u] = b.gep(sums.data, [b.add(row, I64(u * LANES))])
+                before = {key: load(b, place, VECTOR, 4) for key, place in places.items()}
+                totals = _dot(b, w_rows, x_rows, count, dtype, rounded, ahead, parts, before)
+                with b.if_else(is_last) as (then, otherwise):
+                    with then:
+                        _finish(b, totals, y_rows, n)
+                    with otherwise:
+                        for key, place in places.items():
+                            store(b, totals[key], place, 4)
+            return context.get_dummy_value()
+
+        return types.void(w, x, y, sums, first, last, r, begin, part, parts), generate
+
+    return segment
+
+
+def _rows(b, array, first, count, size):
+    """Where some rows of an array of numbers of ``size`` bytes begin."""
+    stride = b.udiv(cgutils.unpack_tuple(b, array.strides)[0], I64(size))
+    return [b.gep(array.data, [b.mul(b.add(first, I64(j)), stride)]) for j in range(count)]
+
+
+def _finish(b, totals, y_rows, n):
+    """Write what the vectors of each output and row add up to, outputs from ``n`` on."""
+    sums = {}
+    for (i, j, u), total in totals.items():
+        sums[i, j] = b.fadd(sums[i, j], total) if u else total
+    for (i, j), total in sums.items():
+        b.store(fold(b, total, b.fadd), b.gep(y_rows[j], [b.add(n, I64(i))]))
+
+
+def _dot(b, w_rows, x_rows, inner, dtype, rounded, ahead, parts=None, before=None):
+    """Emit the loop over ``inner``; ``UNROLL`` sums of each pair of rows, as vectors, on top of those ``before``."""
     width = LANES * (2 if rounded else 1)  # numbers of one register
     registers = UNROLL * (ROUNDS if len(w_rows) == 1 else 1)  # of each row between two jumps
     consumed = registers * width * dtype.bitwidth // 8  # bytes of each stream of weights
@@ -109,12 +164,8 @@ def _dot(b, w_rows, x_rows, inner, dtype, rounded, ahead, parts):
                     totals[total] = multiply(b, weights, activations[j][n], totals[total])
         return [b.add(asked, b.udiv(I64(consumed), parts) if parts else I64(consumed)), *totals.values()]
 
-    zeros = [same(VECTOR, 0.0)] * len(sums)
-    totals = dict(zip(sums, repeat(b, inner, registers * width, [ahead, *zeros], add_products)[1:], strict=True))
-    result = {}
-    for i, j, u in sums:
-        result[i, j] = b.fadd(result[i, j], totals[i, j, u]) if u else totals[i, j, u]
-    return result
+    start = [before[one] if before else same(VECTOR, 0.0) for one in sums]
+    return dict(zip(sums, repeat(b, inner, registers * width, [ahead, *start], add_products)[1:], strict=True))
 
 
 def _load_weights(b, pointer, dtype):
@@ -150,8 +201,7 @@ def _choose_operand(x, w, low):
 _one_by_one, _one_by_two, _two_by_three, _two_by_four = (
     _make_products(outputs, rows) for outputs, rows in ((1, 1), (1, 2), (2, 3), (2, 4))
 )
-_shared = [_make_products(2, rows, shared=True) for rows in (1, 2, 3, 4)]
-_shared_one, _shared_two, _shared_three, _shared_four = _shared
+_segment_one, _segment_two, _segment_three, _segment_four = (_make_segment(rows) for rows in (1, 2, 3, 4))
 
 
 @jit()
@@ -159,9 +209,30 @@ def _few_rows(w, x, y, first, last):
     """One stream of weights after the other: the memory is the limit, not the registers."""
     rows = x.shape[0]
     for r in range(0, rows - 1, 2):
-        _one_by_two(w, x, y, first, last, r, 0, 1)
+        _one_by_two(w, x, y, first, last, r)
     if rows % 2:
-        _one_by_one(w, x, y, first, last, rows - 1, 0, 1)
+        _one_by_one(w, x, y, first, last, rows - 1)
+
+
+@jit()
+def _many_rows(w, x, y, first, last):
+    """Four rows at a time, and of those as many inputs as stay in the nearest cache beside their weights."""
+    rows, segment = x.shape[0], SEGMENT // x.itemsize
+    parts, rest = (rows + 3) // 4, rows % 4
+    sums = np.empty((BLOCK, rows, UNROLL, LANES), np.float32)
+    for n in range(first, last, BLOCK):
+        end = min(n + BLOCK, last)
+        sums[:] = 0.0
+        for begin in range(0, x.shape[1], segment):
+            for part in range(rows // 4):
+                _segment_four(w, x, y, sums, n, end, 4 * part, begin, part, parts)
+            r, part = rows - rest, parts - 1
+            if rest == 1:
+                _segment_one(w, x, y, sums, n, end, r, begin, part, parts)
+            elif rest == 2:
+                _segment_two(w, x, y, sums, n, end, r, begin, part, parts)
+            elif rest == 3:
+                _segment_three(w, x, y, sums, n, end, r, begin, part, parts)
 
 
 @jit()
@@ -173,23 +244,11 @@ def _plain_products(w, x, y, first, last):
     even = first + (last - first) // 2 * 2
     _few_rows(w, x, y, even, last)
     if rows == 3:
-        _two_by_three(w, x, y, first, even, 0, 0, 1)
-        return
-    if rows == 4:
-        _two_by_four(w, x, y, first, even, 0, 0, 1)
-        return
-    parts, rest = (rows + 3) // 4, rows % 4
-    for n in range(first, even, BLOCK):
-        end = min(n + BLOCK, even)
-        for part in range(rows // 4):
-            _shared_four(w, x, y, n, end, 4 * part, part, parts)
-        r, part = rows - rest, parts - 1
-        if rest == 1:
-            _shared_one(w, x, y, n, end, r, part, parts)
-        elif rest == 2:
-            _shared_two(w, x, y, n, end, r, part, parts)
-        elif rest == 3:
-            _shared_three(w, x, y, n, end, r, part, parts)
+        _two_by_three(w, x, y, first, even, 0)
+    elif rows == 4:
+        _two_by_four(w, x, y, first, even, 0)
+    else:
+        _many_rows(w, x, y, first, even)
 
 
 def products(w, x, y, first, last):
