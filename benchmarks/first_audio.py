@@ -5,7 +5,7 @@ python benchmarks/first_audio.py [FAMILY] [PRESET] [TOKENS] [RUNS] [SIZE] [PROMP
 Random weights; ``generate`` of the same text beside each stream. After a warm-up with the stream's own windows.
 PROMPT_SECONDS: ``flow.prompt_seconds``, how much of the voice's recording flow matching is given; 0: the whole.
 WINDOWS: numbers of ``Windows`` as FIRST_CHUNK,CHUNK,GROWTH,LONGEST_CHUNK,EVEN; several take turns. Of the last run
-also what each block took.
+also what each block took. ``CHATTERBOX_TURBO__SECTION__KEY=value`` sets single options.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
+from chatterbox_turbo.config import OptimizationConfig
 from chatterbox_turbo.measure.fidelity import arguments
 from chatterbox_turbo.runtime.s3gen.streaming import Windows
 from chatterbox_turbo.upstream.families import identify
@@ -65,7 +66,7 @@ def main(
     config = {"preset": preset, "decoding": {"progress": "off"}}
     if float(prompt):
         config |= {"fidelity": "lossy", "flow": {"prompt_seconds": float(prompt)}}
-    turbo.apply(model, config)
+    turbo.apply(model, OptimizationConfig.from_values(config, "the benchmark", environment=True))
     request = arguments(identify(model), TEXT)
     every = {name: windows_of(name) for name in windows} or {"": Windows()}
     for chosen in every.values():

@@ -273,3 +273,23 @@ def test_where_no_process_can_take_anothers_place_it_runs_beside():
     with pytest.raises(SystemExit) as ended:
         beside([sys.executable, "-S", "-c", "import os; raise SystemExit(int(os.environ['CODE']))"], {"CODE": "5"})
     assert ended.value.code == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP, by which torch computes on Linux")
+def test_threads_of_a_program_wait_awake_unless_it_says_how():
+    """As torch's OpenMP tells it; it asks the environment once, when it is loaded."""
+
+    def told(**variables):
+        given = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+        given |= {"PYTHONPATH": os.pathsep.join([str(ON_PATH), str(ROOT)]), "OMP_DISPLAY_ENV": "VERBOSE", **variables}
+        command = [sys.executable, "-c", "import torch"]
+        lines = subprocess.run(command, env=given, capture_output=True, text=True, check=True).stderr
+        found = {name: set(re.findall(rf"{name} = '(.*)'", lines)) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        if not found["OMP_WAIT_POLICY"]:
+            pytest.skip("torch computes by another OpenMP here")
+        return found
+
+    assert told(CHATTERBOX_TURBO="auto") == {"OMP_WAIT_POLICY": {"ACTIVE"}, "GOMP_SPINCOUNT": {"300000"}}
+    assert told()["OMP_WAIT_POLICY"] == {"PASSIVE"}  # as it calls what is neither
+    assert told(CHATTERBOX_TURBO="auto", OMP_WAIT_POLICY="passive")["GOMP_SPINCOUNT"] == {"0"}
+    assert told(CHATTERBOX_TURBO="auto", GOMP_SPINCOUNT="7")["GOMP_SPINCOUNT"] == {"7"}

@@ -236,7 +236,7 @@ def test_windows_that_make_no_sense_are_refused(options):
 def test_chunks_grow():
     windows = Windows(first_chunk=5, chunk=25, growth=2, longest_chunk=80, even=1)
     assert [windows.size(number) for number in range(5)] == [5, 25, 50, 80, 80]
-    assert [Windows().size(number) for number in range(10)] == [20, 40, 40, 40, 50, 62, 77, 96, 100, 100]
+    assert [Windows().size(number) for number in range(10)] == [24, 40, 40, 40, 50, 62, 77, 96, 100, 100]
     assert Windows(chunk=200, longest_chunk=100).size(3) == 200  # what was asked for is no less
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .messages import refuse
 from .settings import Settings, from_environment
 
 PACKAGE = "chatterbox"  # upstream's
+# GNU OpenMP reads them when torch is loaded. It keeps a pool of threads for each thread that has computed. Once those
+# of all pools are more than the processors, they wait awake for a microsecond, and for ten where they are to wait
+# actively; that would be minutes for a single pool, whose own three milliseconds the second variable leaves.
+WAITING = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
 
 
 class Waiting:
@@ -36,5 +41,7 @@ class Waiting:
 def start() -> None:
     """Wait for upstream's package, where the environment asks for it; a second call does nothing."""
     settings = from_environment()
+    if settings is not None and sys.platform == "linux" and not WAITING.keys() & os.environ.keys():
+        os.environ.update(WAITING)
     if settings is not None and not any(isinstance(finder, Waiting) for finder in sys.meta_path):
         sys.meta_path.insert(0, Waiting(settings))

@@ -43,7 +43,7 @@ class Windows:
         InvalidRequestError: a number that is none, or too small.
     """
 
-    first_chunk: int = 20
+    first_chunk: int = 24
     chunk: int = 40
     growth: float = 1.25
     longest_chunk: int = 100
