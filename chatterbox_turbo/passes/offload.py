@@ -89,6 +89,8 @@ class OffloadPass(Pass):
             context.movable |= {id(tensor) for place in places.values() for tensor in place.tensors}
             if "conditioning" in context.prepared:  # voices are not made of addresses
                 context.prepared["conditioning"].addresses = False
+            # weights that were cast are given their old formats before all else, which is done where they are at home
+            journal.record("offload of parts whose weights change", residence.come_home, residence.leave_again)
         residence.begin()
         for name, prepared in context.prepared.items():
             if name in MADE_OF:
