@@ -10,7 +10,7 @@ from cases import request_for
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import OriginalsDiscardedWarning, TurboError
-from chatterbox_turbo.passes import Pass
+from chatterbox_turbo.passes import Pass, offload
 from chatterbox_turbo.runtime.device import overlay
 from chatterbox_turbo.upstream.parameters import Cast
 
@@ -133,3 +133,20 @@ def test_a_part_that_is_cast_while_it_is_away_comes_home(simulated):
         turbo.revert(model)
         model.t3.float()
     assert formats == {name: p.dtype for name, p in model.t3.named_parameters()}
+
+
+@pytest.mark.parametrize("mode", ["idle", "adaptive", "sequential"])
+def test_parameters_are_ordinary_ones_though_parts_move_in_inference_mode(simulated, monkeypatch, voice, mode):
+    """Values of inference mode are not taken for a part that leaves, and cannot be written to outside of it."""
+    model, free = simulated.get("turbo"), [0.5]
+    monkeypatch.setattr(offload, "free_memory", lambda device: (int(free[0] * 2**30), 2**30))
+    turbo.apply(model, {**QUIET, "offload": {"mode": mode}})
+    conds = model.conds
+    with torch.inference_mode():
+        for free[0] in (0.05, 0.9):  # adaptive: away, and home again
+            model.prepare_conditionals(voice)
+            speak(simulated, model)
+            assert not [name for name, p in model.t3.named_parameters() if p.is_inference()]
+    model.conds = conds
+    turbo.revert(model)
+    assert not [name for part in (model.t3, model.s3gen) for name, p in part.named_parameters() if p.is_inference()]

@@ -202,7 +202,9 @@ def _overlay(places: dict[str, Place], device: torch.device | None) -> None:
         return
     spans = {name: places[name].span for name in SPEAKING if name in places}
     behind = spans.get("flow", 0)
-    region = torch.empty(max(spans.get("t3", 0), behind + spans.get("vocoder", 0)), dtype=torch.uint8, device=device)
+    size = max(spans.get("t3", 0), behind + spans.get("vocoder", 0))
+    with torch.inference_mode(False):  # or what lies in it would be inference tensors
+        region = torch.empty(size, dtype=torch.uint8, device=device)
     for name in spans:
         start = behind if name == "vocoder" else 0
         # what lies beside the flow can come while that computes; over T3 nothing can

@@ -7,14 +7,30 @@ copy, which is made once and again where somebody has written to a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SMALLEST = 2**16  # bytes of a storage; biases and norms stay, which saves thousands of copies
 ALIGNMENT = 512  # bytes, as the allocator has them
+
+
+def _ordinary(move: Callable[P, T]) -> Callable[P, T]:
+    """In any mode of the caller: a parameter that is given memory of inference mode is an inference tensor then."""
+
+    @wraps(move)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return move(*args, **kwargs)
+
+    return run
 
 
 @dataclass
@@ -75,7 +91,6 @@ class _Group:
         self._at = self._addresses()
         self.gone, self.shared = storage is self.host, storage is self.slot
 
-    @torch.inference_mode(False)
     def scatter(self, device: torch.device) -> None:
         """Give tensors that are on the host, or in the shared region, memory of their own on the device.
 
@@ -130,6 +145,7 @@ class DevicePart:
             group.slot = None if region is None else region[start : start + group.nbytes]
             start += -(-group.nbytes // ALIGNMENT) * ALIGNMENT
 
+    @_ordinary
     def leave(self) -> int:
         """Be on the host; bytes that went."""
         went = 0
@@ -145,6 +161,7 @@ class DevicePart:
             self.use(self._region if self.span <= self._region.nbytes else None, self._early)
         return went
 
+    @_ordinary
     def arrive(self) -> int:
         """Be on the device for what its current stream does next; bytes that came."""
         came = 0
@@ -168,6 +185,7 @@ class DevicePart:
             came += group.nbytes
         return came
 
+    @_ordinary
     def expect(self) -> None:
         """Copy to its region on a side stream, behind what the device does now, if it may come early."""
         waiting = [g for g in self._groups if g.slot is not None and g.gone and g.untouched()]
@@ -201,6 +219,7 @@ class DevicePart:
             torch.cuda.current_stream(self._device).wait_event(self._coming)
         self._coming, self._sent = None, []
 
+    @_ordinary
     def restore(self) -> None:
         """Be on the device, in memory of its own."""
         self._wait()
