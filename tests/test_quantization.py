@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import TEXT, speak
 from snapshots import difference, snapshot
+from test_casts import cast
 
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, OriginalsDiscardedWarning, UnavailablePassError
@@ -244,3 +245,62 @@ def test_layers_that_were_let_go_stay_quantized(fresh):
     head = upstream_t3.head(model.t3).weight.nbytes
     assert t3_bytes(identify(model)) - head < 0.5 * (size - head)
     assert not torch.equal(speak(model), theirs) and torch.isfinite(speak(model)).all(), "upstream's own code"
+
+
+@pytest.fixture
+def uncast(fresh):
+    """``uncast(family)``: a model of this module's own, whose T3 and voice are what they were afterwards."""
+    before = {}
+
+    def get(family):
+        model = fresh(family)
+        before[model] = model.conds, {name: p.detach().clone() for name, p in model.t3.named_parameters()}
+        return model, before[model][1]
+
+    yield get
+    for model, (voice, weights) in before.items():
+        turbo.revert(model)
+        model.conds = voice
+        for name, parameter in model.t3.named_parameters():
+            parameter.data = weights[name]
+
+
+@pytest.mark.parametrize("family, strategy", [("multilingual", "balanced"), ("turbo", "aggressive")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heard", [False, True])
+def test_original_layers_are_cast_as_t3_has_been_since(uncast, family, strategy, dtype, heard):
+    model, before = uncast(family)
+    turbo.apply(model, config("int8", strategy))
+    cast(model, "t3", dtype)
+    if heard:  # the configuration is applied again
+        assert torch.isfinite(speak(model)).all()
+    turbo.revert(model)
+    for name, parameter in model.t3.named_parameters():
+        assert torch.equal(parameter, before[name].to(dtype)) and parameter.dtype == dtype, name
+    assert torch.isfinite(speak(model)).all(), "upstream's own code"
+
+
+def test_a_cast_that_was_taken_back_leaves_the_original_layers_alone(uncast):
+    model, before = uncast("multilingual")
+    replaced = [f"tfmr.layers.0.mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
+    turbo.apply(model, config("int8"))
+    model.t3.bfloat16()
+    model.t3.float()
+    turbo.revert(model)
+    now = dict(model.t3.named_parameters())
+    assert {p.dtype for p in now.values()} == {torch.float32}
+    assert all(torch.equal(now[name], before[name]) for name in replaced)
+
+
+@pytest.mark.parametrize("family", ["multilingual", "turbo"])
+def test_original_layers_follow_t3_to_another_simulated_gpu(simulated, family):
+    model = simulated.get(family)
+    turbo.apply(model, config("int8"))
+    try:
+        model.t3.to("cuda:1")
+        turbo.revert(model)
+        assert {str(p.device) for p in model.t3.parameters()} == {"cuda:1"}
+    finally:
+        turbo.revert(model)
+        model.t3.to("cuda:0")
+    assert torch.isfinite(speak(model)).all()

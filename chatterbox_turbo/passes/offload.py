@@ -89,6 +89,8 @@ class OffloadPass(Pass):
             context.movable |= {id(tensor) for place in places.values() for tensor in place.tensors}
             if "conditioning" in context.prepared:  # voices are not made of addresses
                 context.prepared["conditioning"].addresses = False
+            # weights that were cast are given their old formats before all else, which is done where they are at home
+            journal.record("offload of parts whose weights change", residence.come_home, residence.leave_again)
         residence.begin()
         for name, prepared in context.prepared.items():
             if name in MADE_OF:
@@ -200,7 +202,9 @@ def _overlay(places: dict[str, Place], device: torch.device | None) -> None:
         return
     spans = {name: places[name].span for name in SPEAKING if name in places}
     behind = spans.get("flow", 0)
-    region = torch.empty(max(spans.get("t3", 0), behind + spans.get("vocoder", 0)), dtype=torch.uint8, device=device)
+    size = max(spans.get("t3", 0), behind + spans.get("vocoder", 0))
+    with torch.inference_mode(False):  # or what lies in it would be inference tensors
+        region = torch.empty(size, dtype=torch.uint8, device=device)
     for name in spans:
         start = behind if name == "vocoder" else 0
         # what lies beside the flow can come while that computes; over T3 nothing can

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..runtime.device.quantized import SCHEMES, Multiply, QuantizedLinear, Quant
 from ..runtime.device.rounding import forms, quantize
 from ..runtime.memory import clearing
 from ..runtime.quantization import Backend
-from .t3_weights import Site
+from .t3_weights import Site, final_norm
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -48,24 +49,44 @@ def why_not(t3: nn.Module, scheme: str, chosen: Sequence[Sequence[Site]], journa
     return ""
 
 
+@dataclass
+class _Original:
+    """A layer that is outside of T3 for as long as another one is in its place."""
+
+    owner: nn.Module
+    name: str
+    layer: nn.Module
+    instead: QuantizedLinear
+
+    def come_back(self, dtype: torch.dtype | None) -> None:
+        """Be where the other one is now; in a format, where T3 has been cast to that meanwhile."""
+        _move(self.layer, self.instead.codes.device, dtype)
+        self.layer.bias = self.instead.bias
+
+
 class Replaced:
     """Quantized layers in place of others, which are kept on the host until ``forget``.
+
+    Coming back, those have the format and the device that the app has given T3 meanwhile, as if they had never been
+    away.
 
     Attributes:
         before, after: bytes of the weights, and of the codes, scales and zeros in their place.
     """
 
-    def __init__(self, journal: Journal):
+    def __init__(self, t3: nn.Module, journal: Journal):
         self._journal = journal
-        self._moved: list[tuple[nn.Module, torch.device]] = []
-        self._sites: list[Site] = []
+        self._originals: list[_Original] = []
+        # casts of T3 reach it, and this package casts it nowhere
+        self._companion = final_norm(t3)
+        self._companion_was = self._companion.weight.dtype
         self.before = self.after = 0
         journal.record("original weights of T3 on the host", self._back)
 
     @property
     def nbytes(self) -> int:
         """Bytes on the host that the original weights take."""
-        return self.before if self._sites else 0
+        return self.before if self._originals else 0
 
     def add(self, owner: nn.Module, name: str, scheme: Scheme, backend: Backend, fit: bool) -> None:
         """Replace one more; one that has the scheme already stays, with another back end."""
@@ -79,28 +100,28 @@ class Replaced:
         new = QuantizedLinear(matrix, backend.multiply, old.bias)
         new.train(old.training)
         self._journal.set(owner, name, new)
-        self._sites.append((owner, name))
-        if weight.device.type != "cpu":
-            self._moved.append((old, weight.device))
-            _move(old, torch.device("cpu"))
+        self._originals.append(_Original(owner, name, old, new))
+        _move(old, torch.device("cpu"))
 
     def forget(self) -> None:
         """Let the old layers go: the quantized ones stay, whatever is undone."""
-        for owner, name in self._sites:
-            self._journal.keep(owner, name)
-        self._sites, self._moved = [], []
+        for original in self._originals:
+            self._journal.keep(original.owner, original.name)
+        self._originals = []
         clearing.replaced()
 
     def _back(self) -> None:
-        for layer, device in self._moved:
-            _move(layer, device)
+        now = self._companion.weight.dtype
+        cast_since = now != self._companion_was and now.is_floating_point
+        for original in self._originals:
+            original.come_back(now if cast_since else None)
 
 
 def replace_layers(
     t3: nn.Module, chosen: Sequence[Sequence[Site]], scheme: Scheme, backend: Backend, fit: bool, journal: Journal
 ) -> Replaced:
     """Quantize the weights of these layers; undoing puts the layers back."""
-    replaced = Replaced(journal)
+    replaced = Replaced(t3, journal)
     for number, sites in enumerate(chosen):
         for owner, name in sites:
             replaced.add(owner, name, scheme, backend, fit)
@@ -143,7 +164,11 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
     return layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
 
 
-def _move(layer: nn.Module, device: torch.device) -> None:
+def _move(layer: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    if (layer.weight.device, layer.weight.dtype) == (device, dtype or layer.weight.dtype):
+        return
     bias, layer.bias = layer.bias, None  # the quantized layer has the same one
-    layer.to(device)
-    layer.bias = bias
+    try:
+        layer.to(device, dtype)
+    finally:
+        layer.bias = bias

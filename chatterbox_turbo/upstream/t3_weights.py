@@ -65,10 +65,14 @@ def cast(t3: nn.Module, dtype: torch.dtype, journal: Journal) -> parameters.Cast
 
     Norms, embeddings and the conditioning encoder keep theirs: they are a twentieth of the weights.
     """
-    norm = t3.tfmr.norm if upstream_t3.is_llama(t3) else t3.tfmr.ln_f
     *plain, head = matrices(t3)
-    groups = [(norm.weight, plain), (t3.speech_emb.weight, [head])]
+    groups = [(final_norm(t3).weight, plain), (t3.speech_emb.weight, [head])]
     return parameters.cast(groups, dtype, journal, "number format of T3")
+
+
+def final_norm(t3: nn.Module) -> nn.Module:
+    """What the backbone ends with; it keeps its format here, and so shows whether an app has cast T3."""
+    return t3.tfmr.norm if upstream_t3.is_llama(t3) else t3.tfmr.ln_f
 
 
 def matrices(t3: nn.Module) -> list[nn.Parameter]:

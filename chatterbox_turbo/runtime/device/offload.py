@@ -101,6 +101,7 @@ class Residence:
         self._pressure, self._prefetch, self._moving = pressure, prefetch, moving
         self._switching = switching
         self._depth, self._phase = 0, REST
+        self._before = sequential  # it came home
         self.last, self.lowered = Moves(), 0
         self.reason = ""
 
@@ -144,6 +145,25 @@ class Residence:
         self.reason, self.lowered = reason, self.lowered + 1
         self._switch(True)
         return True
+
+    def come_home(self) -> None:
+        """Have every part in memory of its own, where its weights may be changed; all of them, or none."""
+        self._before = self.sequential
+        try:
+            if self.sequential:
+                self._switching(False)
+            self.sequential = False
+            self._every([place.arrive for place in self.places.values()])
+        except BaseException:
+            self.leave_again()
+            raise
+
+    def leave_again(self) -> None:
+        """Have every part where it was before it came home; others may have given its weights other memory there."""
+        if self._before:
+            self._switch(True)
+        else:
+            self._settle(REST)
 
     def restore(self) -> None:
         """Put every part into ordinary memory; all of them, whatever fails on the way."""

@@ -7,14 +7,30 @@ copy, which is made once and again where somebody has written to a weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SMALLEST = 2**16  # bytes of a storage; biases and norms stay, which saves thousands of copies
 ALIGNMENT = 512  # bytes, as the allocator has them
+
+
+def _ordinary(move: Callable[P, T]) -> Callable[P, T]:
+    """In any mode of the caller: a parameter that is given memory of inference mode is an inference tensor then."""
+
+    @wraps(move)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return move(*args, **kwargs)
+
+    return run
 
 
 @dataclass
@@ -41,14 +57,16 @@ class _Group:
         self.views = [_View(t, t.size(), t.stride(), t.storage_offset(), t._version) for t in tensors]
         self.slot: Tensor | None = None  # of the shared region
         self.host: Tensor | None = None
-        self._at: list[int] = []  # where the tensors were put
+        self.shared = False  # whether it lies in that region
+        self.gone = False  # whether it was put on the host
+        self._at = self._addresses()  # where the tensors were put, or found
 
-    def away(self) -> bool:
-        return self.views[0].tensor.device.type == "cpu"
+    def _addresses(self) -> list[int]:
+        return [view.tensor.data_ptr() for view in self.views]
 
     def untouched(self) -> bool:
         """Whether all tensors are where they were put: nobody has moved or cast one."""
-        return not self._at or [view.tensor.data_ptr() for view in self.views] == self._at
+        return self._addresses() == self._at
 
     def keep(self) -> None:
         """Have a copy on the host that is as the weights are now."""
@@ -70,7 +88,28 @@ class _Group:
     def put(self, storage: Tensor) -> None:
         for view in self.views:
             view.tensor.data = view.of(storage)
-        self._at = [view.tensor.data_ptr() for view in self.views]
+        self._at = self._addresses()
+        self.gone, self.shared = storage is self.host, storage is self.slot
+
+    def scatter(self, device: torch.device) -> None:
+        """Give tensors that are on the host, or in the shared region, memory of their own on the device.
+
+        What was on the host when somebody gave it other values has those there for that reason alone.
+        """
+        for view, address in zip(self.views, self._at, strict=True):
+            tensor = view.tensor
+            if self.gone and tensor.device.type == "cpu":
+                tensor.data = tensor.data.to(device)
+            elif self.shared and tensor.data_ptr() == address:
+                tensor.data = tensor.data.clone()
+
+
+def _groups(tensors: Iterable[Tensor]) -> list[_Group]:
+    """Tensors by storage, but for small ones."""
+    found: dict[int, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    return [_Group(some) for some in found.values() if some[0].untyped_storage().nbytes() >= SMALLEST]
 
 
 class DevicePart:
@@ -82,12 +121,9 @@ class DevicePart:
     """
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device):
-        groups: dict[int, list[Tensor]] = {}
-        for tensor in tensors:
-            if tensor.device == device and not tensor.is_inference():
-                groups.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-        self._groups = [_Group(some) for some in groups.values() if some[0].untyped_storage().nbytes() >= SMALLEST]
+        self._groups = _groups(t for t in tensors if t.device == device and not t.is_inference())
         self._device = device
+        self._region: Tensor | None = None
         self._early = False
         self._coming: torch.cuda.Event | None = None
         self._sent: list[_Group] = []
@@ -104,22 +140,28 @@ class DevicePart:
 
         ``early``: the part of the phase before is elsewhere, so that this one may come while that phase computes.
         """
-        start, self._early = 0, early
+        self._region, self._early, start = region, early, 0
         for group in self._groups:
             group.slot = None if region is None else region[start : start + group.nbytes]
             start += -(-group.nbytes // ALIGNMENT) * ALIGNMENT
 
+    @_ordinary
     def leave(self) -> int:
         """Be on the host; bytes that went."""
         went = 0
         self._wait()
+        self._look_again()
         for group in self._groups:
-            if not group.away() and group.untouched():
+            if not group.gone:
                 group.keep()
                 group.put(group.host)
                 went += group.nbytes
+        if self._region is not None and any(group.slot is None for group in self._groups):
+            # now that none is there, those that are new get their place
+            self.use(self._region if self.span <= self._region.nbytes else None, self._early)
         return went
 
+    @_ordinary
     def arrive(self) -> int:
         """Be on the device for what its current stream does next; bytes that came."""
         came = 0
@@ -127,8 +169,9 @@ class DevicePart:
         if self._coming is not None:
             torch.cuda.current_stream(self._device).wait_event(self._coming)
             self._coming = None
+        self._look_again()
         for group in self._groups:
-            if not group.away() or not group.untouched():
+            if not group.gone:
                 continue
             written = [view.tensor._version for view in group.views] != [view.version for view in group.views]
             storage = group.slot
@@ -142,9 +185,10 @@ class DevicePart:
             came += group.nbytes
         return came
 
+    @_ordinary
     def expect(self) -> None:
         """Copy to its region on a side stream, behind what the device does now, if it may come early."""
-        waiting = [g for g in self._groups if g.slot is not None and g.away() and g.untouched()]
+        waiting = [g for g in self._groups if g.slot is not None and g.gone and g.untouched()]
         if not self._early or self._coming is not None or not waiting:
             return
         stream = torch.cuda.Stream(self._device)
@@ -154,23 +198,38 @@ class DevicePart:
                 group.slot.copy_(group.host, non_blocking=True)
         self._coming, self._sent = stream.record_event(), waiting
 
+    def _look_again(self) -> None:
+        """Know where tensors lie that somebody has given other values since.
+
+        Those that were moved to another device belong to the part no more.
+        """
+        touched = [group for group in self._groups if not group.untouched()]
+        if not touched:
+            return
+        for group in touched:
+            group.scatter(self._device)
+        tensors = [view.tensor for group in touched for view in group.views]
+        same = [group for group in self._groups if group not in touched]
+        self._groups = same + _groups(tensor for tensor in tensors if tensor.device == self._device)
+        self.nbytes = sum(group.nbytes for group in self._groups)
+
     def _wait(self) -> None:
         """A copy that is on its way must not meet what comes to the region after it."""
         if self._coming is not None:
             torch.cuda.current_stream(self._device).wait_event(self._coming)
         self._coming, self._sent = None, []
 
+    @_ordinary
     def restore(self) -> None:
         """Be on the device, in memory of its own."""
         self._wait()
+        self._look_again()
         for group in self._groups:
-            if not group.untouched() or group.host is None:
+            if not group.gone and not group.shared:
                 continue
             storage = torch.empty(group.nbytes, dtype=torch.uint8, device=self._device)
-            if group.away():
-                storage.copy_(group.host)
-            else:
+            if not group.gone:
                 group.keep()
-                storage.copy_(group.host)
+            storage.copy_(group.host)
             group.put(storage)
         self._groups = []
