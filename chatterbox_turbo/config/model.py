@@ -86,14 +86,14 @@ class OptimizationConfig(BaseModel):
             return values
         return merge(preset_values(values["preset"]), values)
 
-    @field_validator("vram_budget", "memory_budget")
+    @field_validator("vram_budget", "memory_budget", mode="before")
     @classmethod
     def _check_amount(cls, value: Any) -> Any:
         if value is not None:
             amounts.parse(value)
         return value
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="before")  # the last one is the first that is called
     @classmethod
     def _read_words(cls, value: Any, info: ValidationInfo) -> Any:
         return without_words(cls, info.field_name, value)
