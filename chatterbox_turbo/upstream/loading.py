@@ -77,7 +77,7 @@ def family_in(folder: Path, named: str | None = None) -> str:
         )
     raise ModelUnavailableError(
         f"{folder} is no checkpoint of a model that speaks.",
-        f"It has none of {', '.join(sorted(name for names in speaking.values() for name in names))}.",
+        f"It has none of {', '.join(name for names in sorted(speaking.values()) for name in names)}.",
         "Pass a folder that upstream's from_local reads, and --model where its files have other names.",
     )
 
