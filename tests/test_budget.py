@@ -10,6 +10,7 @@ import torch
 from cases import request_for, speak
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo import synthetic
 from chatterbox_turbo.budget import fitting, ladder, work
 from chatterbox_turbo.budget.machine import Machine
 from chatterbox_turbo.config.amounts import gigabytes, parse
@@ -17,6 +18,7 @@ from chatterbox_turbo.errors import BudgetError, InvalidConfigError, InvalidRequ
 from chatterbox_turbo.passes import ALL_PASSES
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.memory import readings
+from chatterbox_turbo.runtime.s3gen.streaming import Windows
 from chatterbox_turbo.runtime.t3 import step_choice
 from chatterbox_turbo.upstream import sizes
 from chatterbox_turbo.upstream.families import identify
@@ -293,3 +295,27 @@ def test_on_a_gpu(simulated, monkeypatch):
     # a voice is encoded with all parts there, unless each is there in its phase only
     assert sizes["each part in its phase only"] < sizes["as configured"]
     assert Machine.of(torch.device("cuda:0")).preset()[0] == "vram_24gb"
+
+
+def test_streams_keep_to_a_budget_and_the_others_wait():
+    model = synthetic.build("english", "tiny", stop_after=40)
+    windows = Windows(first_chunk=3, chunk=4, growth=1.0, longest_chunk=4)
+    texts = ["One day.", "Is it two?", "The third of them."]
+
+    def heard(streams):
+        blocks, places = [], 0
+        for stream in streams:
+            blocks.append([next(stream)[0]])
+            places = max(places, model.turbo.token_model.backbone.cache.keys.size(1))
+        for its, stream in zip(blocks, streams, strict=True):
+            its += [wav for wav, _ in stream]
+        return places, [torch.cat(its, 1) for its in blocks]
+
+    results = []
+    for values in ({}, {"memory_budget": "8GB", "budget_slots": 1}, {"memory_budget": "8GB", "budget_slots": 2}):
+        turbo.apply(model, {"decoding": {"progress": "off", "kernel": "torch"}, **values})
+        results.append(heard([model.turbo.stream(text, seed=1, windows=windows) for text in texts]))
+    (every, alone), (one, single), (two, pair) = results
+    assert (every, one, two) == (4 * one, one, 2 * one) and one > 0
+    for wav, *others in zip(alone, single, pair, strict=True):
+        assert all(other.shape == wav.shape and torch.allclose(other, wav, atol=1e-3) for other in others)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.machinery import PathFinder
 
+import pytest
 from cli_tools import ROOT
 
 from chatterbox_turbo.cli import main
@@ -82,3 +83,24 @@ def test_doctor_names_a_wrong_environment_variable(monkeypatch):
     monkeypatch.setenv("CHATTERBOX_TURBO__FIDELITY", "perfect")
     check = configuration()
     assert check.status == "error" and "CHATTERBOX_TURBO__FIDELITY" in check.detail
+
+
+def test_doctor_shows_what_it_finds_where_a_package_is_missing(prebuilt):
+    code = "import sys; sys.modules['wrapt'] = None; from chatterbox_turbo.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok      python") and any(line.startswith("ok      torch") for line in lines)
+    assert any(line.startswith("error   model english") and "wrapt" in line for line in lines), done.stdout
+    assert "pip check" in done.stdout
+    assert any("matplotlib" in line for line in lines)
+
+
+@pytest.mark.parametrize("content", ["[flow]\nsteps = 1\nsteps = 2\n", "[flow", "self = 1\n"])
+def test_doctor_names_a_file_of_the_launcher_that_is_none(monkeypatch, tmp_path, content):
+    from chatterbox_turbo.cli.checks import launcher
+
+    (tmp_path / "turbo.toml").write_text(content)
+    monkeypatch.setenv("CHATTERBOX_TURBO", str(tmp_path / "turbo.toml"))
+    check = launcher()
+    assert check.status == "warning" and str(tmp_path / "turbo.toml") in check.detail and check.remedy

@@ -159,3 +159,34 @@ def test_a_function_for_progress_cannot_be_written(tmp_path):
     with pytest.raises(InvalidConfigError, match=r"decoding\.progress is a function"):
         config.to_file(tmp_path / "turbo.toml")
     assert not (tmp_path / "turbo.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "values, lengths",
+    [
+        ({}, (12, 18)),
+        ({"longest": 5}, (5, 5)),
+        ({"target": 30}, (30, 30)),
+        ({"target": 5}, (5, 18)),
+        ({"target": 5, "longest": 6}, (5, 6)),
+    ],
+)
+def test_no_piece_is_meant_to_be_longer_than_the_longest(values, lengths):
+    assert resolve({"text": values}).text.lengths == lengths
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"target": 30, "longest": 5}, "text: target is 30 and longest is 5"),
+        ({"longest": float("nan")}, "text.longest"),
+        ({"pauses": {"word": -1}}, "text.pauses"),
+        ({"pauses": {"word": 60.5}}, "text.pauses"),
+        ({"pauses": {"word": float("nan")}}, "text.pauses"),
+        ({"pauses": {"word": float("inf")}}, "text.pauses"),
+    ],
+)
+def test_lengths_and_pauses_that_no_text_can_have_are_refused_at_once(values, said):
+    with pytest.raises(InvalidConfigError) as caught:
+        resolve({"text": values})
+    assert said in str(caught.value)

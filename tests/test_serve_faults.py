@@ -281,6 +281,9 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys, monkeypatch, tmp
     monkeypatch.delenv("CHATTERBOX_TURBO_API_KEY")
     assert "no such folder" in error(capsys, "serve", "--synthetic", "--voice-folder", str(tmp_path / "none"))[1]
     assert "converts speech" in error(capsys, "serve", "--synthetic", "--model", "vc")[1]
+    (tmp_path / "turbo.toml").write_text('memory_budget = "8GB"\nbudget_slots = 2\n')
+    code, message = error(capsys, "serve", "--synthetic", "--slots", "3", "--config", str(tmp_path / "turbo.toml"))
+    assert code == 2 and "--slots 3" in message and "holds for 2" in message
     with pytest.raises(TurboError, match="Cannot listen"):
         listen("192.0.2.1", 80)
 

@@ -8,10 +8,13 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import describe
+from ..upstream.class_names import CLASSES
 from .machine import cpu_model, version
 
 if TYPE_CHECKING:
@@ -41,18 +44,28 @@ def all_checks(announce: Callable[[str], None] = lambda step: None) -> Iterator[
     yield torch
     if torch.status == "error":
         return
-    yield from devices()
-    yield distribution()
+    yield from _found("devices", devices)
+    yield from _found(UPSTREAM, distribution)
     announce("PerTh")
     watermark = perth()
     yield watermark
-    for family in _families():
+    for family in CLASSES:
         announce(f"patch points of {family}")
-        yield from patch_points(family, usable=watermark.status != "error")
-    yield configuration()
-    yield launcher()
+        yield from _found(f"model {family}", partial(patch_points, family, usable=watermark.status != "error"))
+    yield from _found("environment", configuration)
+    yield from _found("launcher", launcher)
     for package, purpose in OPTIONAL.items():
         yield optional(package, purpose)
+
+
+def _found(name: str, look: Callable[[], Check | Iterator[Check]]) -> Iterator[Check]:
+    """What a look finds; that it fails, where a package is missing or broken, is a finding beside the others."""
+    try:
+        found = look()
+        yield from [found] if isinstance(found, Check) else found
+    except Exception as error:  # packages raise what they like when they are imported
+        remedy = "pip check names what is missing." if isinstance(error, ImportError) else ""
+        yield Check(name, "error", describe(error), remedy)
 
 
 def python() -> Check:
@@ -234,12 +247,6 @@ def optional(package: str, purpose: str) -> Check:
     if version(package):
         return Check(package, "ok", f"{version(package)}, for {purpose}")
     return Check(package, "warning", f"not installed; needed for {purpose}", f"pip install {package}")
-
-
-def _families() -> tuple[str, ...]:
-    from ..upstream.families import FAMILIES
-
-    return FAMILIES
 
 
 def _cached(family: str) -> bool:

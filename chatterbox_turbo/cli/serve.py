@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "CHATTERBOX_TURBO_API_KEY"
 NEEDED = ("fastapi", "uvicorn", "h11", "prometheus_client", "python_multipart")
+SLOTS = 8
 OWN_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -42,7 +43,12 @@ def serve(
     api_key_env: Annotated[
         str, typer.Option("--api-key-env", metavar="NAME", help="Environment variable with the key of clients.")
     ] = KEY,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=256, help="Requests in flight, in one batch.")] = 8,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            "--slots", min=1, max=256, help=f"Requests in flight, in one batch; {SLOTS}, with a budget fewer."
+        ),
+    ] = None,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that wait; more are refused (429).")] = 32,
     max_text: Annotated[int, typer.Option("--max-text", min=1, help="Characters of a request.")] = 4096,
     max_upload: Annotated[int, typer.Option("--max-upload", min=1, help="Megabytes of a recording.")] = 20,
@@ -60,8 +66,9 @@ def serve(
         raise typer.BadParameter(f"--voice-folder {voice_folder}: there is no such folder.")
     from ..server.limits import MB, Limits
 
+    settings = options.configuration(screen, preset, config)
     limits = Limits(
-        slots=slots,
+        slots=_slots(screen, slots, settings),
         queue=queue,
         text=max_text,
         upload=max_upload * MB,
@@ -71,7 +78,6 @@ def serve(
     with screen.step("importing torch"), screen.quiet():
         from ..runtime.cpu.threads import apart
         from ..server.running import Server, listen
-    settings = options.configuration(screen, preset, config)
     size = options.size_for(size, checkpoint)
     wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
     with listen(host, port) as listening:
@@ -106,6 +112,22 @@ def _served(
         apply(loaded.model, settings.model_copy(update={"decoding": decoding}))
         loaded.model.turbo.stream("Is there a stream?").close()  # or the error that says why there is none
         return SpeechServer(loaded.model, folder, limits, key)
+
+
+def _slots(screen: Screen, asked: int | None, settings: OptimizationConfig) -> int:
+    """Requests in flight: with a memory budget no more than it holds for.
+
+    Raises:
+        typer.BadParameter: more were asked for.
+    """
+    if settings.budget is None:
+        return asked or SLOTS
+    most = settings.budget_slots
+    if asked is not None and asked > most:
+        raise typer.BadParameter(f"--slots {asked}: the memory budget holds for {most} at once; raise budget_slots.")
+    if asked is None and most < SLOTS:
+        screen.note(f"--slots is {most}: the memory budget holds for no more at once (budget_slots).")
+    return asked or min(SLOTS, most)
 
 
 def _key(variable: str) -> str | None:

@@ -10,6 +10,7 @@ from ..errors import brief
 
 UNITS = {"": 1, **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)}}
 UNITS |= {"b": 1, **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)}}
+MOST = 2**63  # bytes; above that no device is, and numbers of files may not even be a float
 FORMS = 'write "2GB", "1536MiB", "50%" or a number of bytes'
 
 
@@ -32,7 +33,7 @@ def parse(value: Any) -> Amount:
         ValueError: it is no amount, not above zero, or a share above 100 %.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        number, unit = float(value), ""
+        number, unit = float(max(-1, min(value, MOST))), ""
     elif isinstance(value, str):
         match = re.fullmatch(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)\s*([a-zA-Z]*|%)\s*", value)
         if match is None:
@@ -50,6 +51,8 @@ def parse(value: Any) -> Amount:
         raise ValueError(
             f"{brief(value)} has an unknown unit: kB, MB, GB and TB are powers of 1000, MiB and GiB of 1024"
         )
+    if number * UNITS[unit] >= MOST:
+        raise ValueError(f"{brief(value)} is more than any device has: {FORMS}")
     size = int(number * UNITS[unit])
     if size < 2**20:
         raise ValueError(f"{brief(value)} is {size} bytes, less than any model needs: {FORMS}")

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..errors import InvalidConfigError, brief
 from . import amounts, files, presets
@@ -29,6 +29,7 @@ from .sections import (
     WarmupSection,
     WatermarkSection,
     exceeds,
+    without_words,
 )
 
 # Where the values being validated come from, for messages: (source, overrides from the environment).
@@ -57,7 +58,7 @@ class OptimizationConfig(BaseModel):
     memory_budget: str | int | None = Field(
         None, description="Likewise of a model on a CPU, beside what the process has anyway."
     )
-    budget_slots: int = Field(1, ge=1, description="Utterances at once (model.turbo.batch) that the budget holds for.")
+    budget_slots: int = Field(1, ge=1, description="Utterances at once (batches, streams) that the budget holds for.")
     text: TextSection = TextSection()
     memory: MemorySection = MemorySection()
     decoding: DecodingSection = DecodingSection()
@@ -72,7 +73,7 @@ class OptimizationConfig(BaseModel):
     offload: OffloadSection = OffloadSection()
     warmup: WarmupSection = WarmupSection()
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:  # a key of a file may be called self
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -81,7 +82,7 @@ class OptimizationConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("preset") is None:
+        if not isinstance(values, Mapping) or without_words(cls, "preset", values.get("preset")) is None:
             return values
         return merge(preset_values(values["preset"]), values)
 
@@ -91,6 +92,11 @@ class OptimizationConfig(BaseModel):
         if value is not None:
             amounts.parse(value)
         return value
+
+    @field_validator("*", mode="before")  # the last one is the first that is called
+    @classmethod
+    def _read_words(cls, value: Any, info: ValidationInfo) -> Any:
+        return without_words(cls, info.field_name, value)
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> OptimizationConfig:
@@ -183,6 +189,11 @@ class OptimizationConfig(BaseModel):
         return self.memory_budget if self.vram_budget is None else self.vram_budget
 
     @property
+    def streams(self) -> int:
+        """Streams whose tokens are decoded at once: with a budget no more than it holds for."""
+        return self.decoding.streams if self.budget is None else min(self.decoding.streams, self.budget_slots)
+
+    @property
     def halves_t3(self) -> bool:
         """Whether the weights of T3 are asked for in half precision."""
         return self.precision.t3 != "float32" and self.precision.enabled is not False
@@ -223,13 +234,14 @@ class OptimizationConfig(BaseModel):
     def to_file(self, path: str | Path) -> Path:
         """Write TOML, YAML or JSON, by suffix. ``from_file`` gives an equal configuration back.
 
-        Every key is written, so that the file keeps its meaning when a preset changes.
+        What is set is written, by the preset too, so that the file keeps its meaning when a preset changes. Defaults
+        are not: a budget chooses among keys that nobody has set.
         """
         if callable(self.decoding.progress):
             raise InvalidConfigError(
                 f"Cannot write {path}: decoding.progress is a function.", "", "Set it to 'bar' or 'off' first."
             )
-        return files.write(self.model_dump(exclude_none=True), Path(path))
+        return files.write(self.model_dump(exclude_unset=True), Path(path))
 
 
 def preset_values(name: Any) -> dict[str, Any]:

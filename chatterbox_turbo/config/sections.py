@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
+
+from .files import NOTHING
 
 Fidelity = Literal["exact", "numerical", "lossy"]
 FIDELITIES: tuple[Fidelity, ...] = ("exact", "numerical", "lossy")  # strictest first
 
+FALSE = ("false", "off", "no", "0", "f", "n")  # as pydantic reads booleans
 Enabled = bool | Literal["auto"]
 Progress = Callable[[int, int], None]
 
@@ -18,6 +21,12 @@ Progress = Callable[[int, int], None]
 def exceeds(promise: Fidelity, ceiling: Fidelity) -> bool:
     """Whether ``promise`` is weaker than ``ceiling`` allows."""
     return FIDELITIES.index(promise) > FIDELITIES.index(ceiling)
+
+
+def without_words(model: type[BaseModel], field: str, value: Any) -> Any:
+    """``None`` for a word of ``NOTHING``, where a field of a model may be that."""
+    optional = type(None) in get_args(model.model_fields[field].annotation)
+    return None if optional and isinstance(value, str) and value.lower() in NOTHING else value
 
 
 class Section(BaseModel):
@@ -29,6 +38,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     enabled: Enabled = "auto"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_words(cls, value: Any, info: ValidationInfo) -> Any:
+        return without_words(cls, info.field_name, value)
 
     @property
     def promise(self) -> Fidelity:
@@ -49,12 +63,15 @@ MEMORY_PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
+Pause = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]  # as text.options has it
+
+
 class TextSection(Section):
     """Texts: where they are cut, and what is done about pieces that go wrong."""
 
     target: float = Field(12.0, ge=0.5, le=36.0, description="Seconds of speech that sentences are put together to.")
     longest: float = Field(18.0, ge=0.5, le=36.0, description="Seconds that no piece is estimated to exceed.")
-    pauses: dict[Literal["word", "comma", "clause", "sentence", "paragraph", "chapter"], float] = Field(
+    pauses: dict[Literal["word", "comma", "clause", "sentence", "paragraph", "chapter"], Pause] = Field(
         {}, description="Seconds of silence behind a piece, by what it ends at; the others as in docs/long_text.md."
     )
     normalize: bool = Field(False, description="Numbers, dates and abbreviations as words, in every text.")
@@ -62,6 +79,19 @@ class TextSection(Section):
         2, ge=0, le=10, description="How often a piece that went wrong (repetition, silence, no end) is said again."
     )
     loudness: bool = Field(True, description="Pieces as loud as those before them, by 3 dB at most.")
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> TextSection:
+        if {"target", "longest"} <= self.model_fields_set and self.target > self.longest:
+            raise ValueError(f"target is {self.target:g} and longest is {self.longest:g}, which is no less than target")
+        return self
+
+    @property
+    def lengths(self) -> tuple[float, float]:
+        """Target and longest; the one that is not set gives way to the one that is."""
+        if "longest" in self.model_fields_set:
+            return min(self.target, self.longest), self.longest
+        return self.target, max(self.target, self.longest)
 
     @property
     def promise(self) -> Fidelity:
@@ -137,8 +167,9 @@ class DecodingSection(Section):
         4,
         ge=1,
         le=256,
-        description="Streams whose tokens are decoded in one batch; more wait. On a GPU their keys and values have a "
-        "place each (0.3 GB in half precision for 40 s of speech), on a CPU as they are written.",
+        description="Streams whose tokens are decoded in one batch, with a budget budget_slots at most; more wait. On "
+        "a GPU their keys and values have a place each (0.3 GB in half precision for 40 s of speech), on a CPU as they "
+        "are written.",
     )
     voice_bytes: int = Field(
         128 * 2**20,
@@ -213,6 +244,12 @@ class PrecisionSection(Section):
     @property
     def promise(self) -> Fidelity:
         return "exact" if self.idle else "lossy"
+
+    @field_validator("autocast", mode="before")
+    @classmethod
+    def _read_false(cls, value: Any) -> Any:
+        """The environment has words only, and no boolean is among what this may be otherwise."""
+        return False if isinstance(value, str) and value.lower() in FALSE else value
 
     @property
     def idle(self) -> str:

@@ -43,7 +43,8 @@ class DecodingPass(Pass):
         obstacle = t3_weights.why_not(t3, context.journal) if wants_static(context.config) else ""
         static = wants_static(context.config) and not obstacle
         around, attention = context.around.get("t3"), context.attention.get("prefill")
-        model = TokenModel(t3, context.config.decoding, static, around, attention)
+        section = context.config.decoding.model_copy(update={"streams": context.config.streams})
+        model = TokenModel(t3, section, static, around, attention)
         if static:
             t3_weights.fuse(t3, context.journal)
             # before weights are restored, which it refers to; made again by the next use

@@ -25,5 +25,5 @@ class TextPass(Pass):
     def apply(self, context: Context) -> str:
         section = context.config.text
         context.engines.text = section
-        remark = f"pieces of about {section.target:g} s where a text is too long to be said at once"
+        remark = f"pieces of about {section.lengths[0]:g} s where a text is too long to be said at once"
         return f"{remark}; numbers as words" if section.normalize else remark

@@ -69,7 +69,7 @@ class _Reached(BaseException):
 def _capture(context: Context, streams: bool) -> None:
     """Have T3's graphs for what ``generate`` asks it for by its own defaults; ``streams``: and those of streams.
 
-    A memory budget was planned without the places that streams have in the cache.
+    Those are left out where there is a memory budget, which is planned without them.
     """
     engine, requests = context.engines.token_model, []
 

@@ -68,11 +68,11 @@ class LongText:
         self._pipeline, self._section, self._timed = pipeline, pipeline.engines.text, timed
         self._slots = min(SLOTS, pipeline.slots or SLOTS)
         section = self._section
-        longest = max(section.longest, section.target)
+        target, longest = section.lengths
         self.splitting = Splitting(
-            target=section.target,
+            target=target,
             longest=longest,
-            shortest=min(1.0, section.target),
+            shortest=min(1.0, target),
             pauses=dict(section.pauses),
             normalize=section.normalize,
         )

@@ -19,13 +19,13 @@ from .rebinding import from_local, from_pretrained, once, original
 from .survey import Surveyed
 from .survey import survey as survey_of
 
-# One file that only this family needs: if it is cached, from_pretrained works offline.
+# One file that only this family needs, of the newest release first: if it is cached, from_pretrained works offline.
 _KEY_FILES = {
-    "english": ("ResembleAI/chatterbox", "t3_cfg.safetensors"),
-    "multilingual": ("ResembleAI/chatterbox", "t3_mtl23ls_v2.safetensors"),
-    "turbo": ("ResembleAI/chatterbox-turbo", "t3_turbo_v1.safetensors"),
-    "nano": ("ResembleAI/chatterbox-nano", "t3_nano_v1.safetensors"),
-    "vc": ("ResembleAI/chatterbox", "s3gen.safetensors"),
+    "english": ("ResembleAI/chatterbox", ("t3_cfg.safetensors",)),
+    "multilingual": ("ResembleAI/chatterbox", ("t3_mtl23ls_v2.safetensors", "t3_23lang.safetensors")),
+    "turbo": ("ResembleAI/chatterbox-turbo", ("t3_turbo_v1.safetensors",)),
+    "nano": ("ResembleAI/chatterbox-nano", ("t3_nano_v1.safetensors",)),
+    "vc": ("ResembleAI/chatterbox", ("s3gen.safetensors",)),
 }
 
 
@@ -55,7 +55,8 @@ def model_class(family: str) -> Any:
 
 def key_file(family: str) -> tuple[str, str]:
     """Hub repository and name of a checkpoint file that stands for the family."""
-    return _KEY_FILES[family]
+    repository, names = _KEY_FILES[family]
+    return repository, names[0]
 
 
 def family_in(folder: Path, named: str | None = None) -> str:
@@ -65,8 +66,8 @@ def family_in(folder: Path, named: str | None = None) -> str:
         ModelUnavailableError: it holds no model that speaks, or several and none is named.
     """
     described = quantized_checkpoint.read(folder)
-    speaking = {family: file for family, (_, file) in _KEY_FILES.items() if family != "vc"}
-    there = [family for family, file in speaking.items() if (folder / file).exists()]
+    speaking = {family: names for family, (_, names) in _KEY_FILES.items() if family != "vc"}
+    there = [family for family, names in speaking.items() if any((folder / name).exists() for name in names)]
     found = [described.family] if described else [named] if named else there
     if len(found) == 1:
         return found[0]
@@ -76,7 +77,7 @@ def family_in(folder: Path, named: str | None = None) -> str:
         )
     raise ModelUnavailableError(
         f"{folder} is no checkpoint of a model that speaks.",
-        f"It has none of {', '.join(sorted(speaking.values()))}.",
+        f"It has none of {', '.join(name for names in sorted(speaking.values()) for name in names)}.",
         "Pass a folder that upstream's from_local reads, and --model where its files have other names.",
     )
 
@@ -85,7 +86,8 @@ def is_cached(family: str) -> bool:
     """Whether the checkpoint of a family is in the Hugging Face cache of this user."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(*key_file(family)), str)
+    repository, names = _KEY_FILES[family]
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
 
 
 def load_own(family: str, device: str, folder: Path | None = None) -> Any:
