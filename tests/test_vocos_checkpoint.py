@@ -146,6 +146,8 @@ def test_what_is_cut_off_or_damaged_is_refused(folder):
 
 def test_foreign_folders_are_told_apart(tmp_path):
     assert "There is no folder" in refusal(tmp_path / "nowhere")
+    for none in ("~nosuchuser/x", 5000 * "long", "a\0b"):
+        assert "There is no folder" in refusal(none)
     assert f"it lacks {NAME}" in (said := refusal(tmp_path)) and "It has" not in said
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert "It has pytorch_model.bin" in refusal(tmp_path)
