@@ -23,6 +23,7 @@ from .patching import Journal
 from .plan import Plan
 from .runtime.device.devices import device_named
 from .runtime.device.quantized import SCHEMES
+from .runtime.device.surroundings import plain
 from .upstream import loading, quantized_writer
 from .upstream.families import identify
 
@@ -128,7 +129,8 @@ def quantize(
     written_by = {"chatterbox-turbo": __version__, "torch": torch.__version__}
     choose = STRATEGIES[strategy].choose
     wanted = quantized_writer.Wanted(family, scheme, strategy, rounding, choose, options, written_by)
-    quantized_writer.write(surveyed, target, wanted, progress or (lambda name, done, total: None))
+    with plain():
+        quantized_writer.write(surveyed, target, wanted, progress or (lambda name, done, total: None))
     return target
 
 
@@ -148,6 +150,10 @@ def apply(model: Model, config: Config = None, *, passes: Sequence[Pass] = ()) -
         UnsupportedModelError, InvalidConfigError, UnavailablePassError, PassConflictError, ForeignPatchError,
         BudgetError: before anything is touched. Whatever a pass raises while it is applied: after everything has been
             put back. Either way the model is as it was.
+
+    Warns:
+        ForeignPatchWarning, OriginalsDiscardedWarning: as ``revert`` does of the configuration before. The new one is
+            applied by then, also where warnings are errors.
     """
     put(model, resolve(config), (*ALL_PASSES, *passes))
     return model
@@ -178,4 +184,5 @@ def inspect(model: Any, config: Config = None, *, passes: Sequence[Pass] = ()) -
             "Its weights are not what they were.",
             "Revert it first, or apply the configuration, which does.",
         )
-    return plan_within(identify(model), resolved, journal, (*ALL_PASSES, *passes))
+    with plain():  # as apply does: what is measured here is kept
+        return plan_within(identify(model), resolved, journal, (*ALL_PASSES, *passes))

@@ -61,7 +61,8 @@ class EntryPoints:
         self.pipeline: Any = None
         self.retired = False
         self._calls = threading.local()  # of a thread that another one forks away from, nothing is left in the child
-        self._methods: dict[str, PatchedMethod] = {}
+        # weak: a method keeps its model, and a handle keeps this; who is inside of a call holds the method anyway
+        self._methods: dict[str, weakref.ref[PatchedMethod]] = {}
         self._names: tuple[str, ...] = ()  # of what generate takes by position
 
     def wrap_all(self, journal: Journal) -> None:
@@ -76,7 +77,7 @@ class EntryPoints:
         if name == "generate":
             self._names = parameters(model.generate)
         journal.wrap(model, name, partial(self._guard_of(name), name))
-        self._methods[name] = vars(model)[name]
+        self._methods[name] = weakref.ref(vars(model)[name])
 
     def retire(self) -> None:
         """From now on, calls that have waited for the lock go to what the model has become meanwhile."""
@@ -134,7 +135,8 @@ class EntryPoints:
     def _onward(self, name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
         """Where a call goes that has waited: not again through somebody's wrapper that has called this one."""
         model = self._model()
-        if not self._methods[name].inert:
+        method = self._methods[name]()
+        if method is None or not method.inert:
             return getattr(model, name)
         now = behind(model)  # above that wrapper, where the call has not been
         if now is None:

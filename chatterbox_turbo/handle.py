@@ -24,7 +24,7 @@ from .errors import (
 )
 from .instruments import install_recorder
 from .memory import Usage, holdings, usage, weights
-from .passes.base import Context, Pass, in_force
+from .passes.base import Context, Engines, Pass, in_force
 from .patching import BoundToModel, Journal, Loss
 from .plan import Plan, build_plan, carry_out
 from .report import Report
@@ -157,6 +157,11 @@ class Handle(Speaker, BoundToModel):
         """Whether this is the handle of that very object."""
         return self._model() is model
 
+    def retire(self) -> None:
+        """Let go of what passes have made, and with it of the model's parts; the plan keeps the remarks as they are."""
+        self._plan, self._remarks = self.plan, {}
+        self._engines, self._settings = Engines(), []
+
     def _parts(self) -> Parts:
         model = self._model()
         if model is None:
@@ -260,7 +265,8 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass], told: bo
 
     Args:
         passes: all of them, in order.
-        told: warn of what is left below somebody's patch, and of weights that are rounded now.
+        told: warn of what is left below somebody's patch, and of weights that are rounded now; of a configuration that
+            is applied by then, also where warnings are errors.
 
     Raises: as ``apply``; the model is as it was then.
     """
@@ -274,8 +280,7 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass], told: bo
             plan = fit(plan, identify(model), config, Journal(), passes)
             new = install(Context(identify(model), plan.config), plan, old and old.voices)
         except BaseException:
-            if old:
-                install(Context(identify(model), old.config), old.plan, old.voices)._rounded = old._rounded
+            _go_back(model, old)
             raise
         lost = []
         if old:
@@ -285,6 +290,18 @@ def put(model: Any, config: OptimizationConfig, passes: Sequence[Pass], told: bo
         if told:
             _tell(left, lost)
         return new
+
+
+def _go_back(model: Any, old: Handle | None) -> None:
+    """Take back what is on a model after a failure, and have the configuration of before on it again."""
+    begun = handle_of(model)
+    if begun:  # interrupted once it was complete: some of the original weights may be gone
+        begun.journal.undo(insist=True)
+    if old:
+        again = install(Context(identify(model), old.config), old.plan, old.voices)
+        known = [loss.what for loss in again.journal.losses]
+        lost = begun.journal.losses if begun else []
+        again._rounded = (*old._rounded, *(loss for loss in lost if loss.what not in known))
 
 
 def _is_part(module: Any, parts: Parts) -> bool:
@@ -330,15 +347,16 @@ def install(context: Context, plan: Plan, voices: Voices | None = None) -> Handl
         # last, so that it sees what the passes put there
         entry.recorder = install_recorder(parts, journal, context.config.memory.peaks)
         entry.handle = Handle(context, plan, entry, before, voices, unknown)
+        journal.record("handle", entry.handle.retire)
         journal.set(parts.model, ATTRIBUTE, entry.handle, yields=True)
         entry.structure = Structure(parts, journal, context.reproduced, context.movable)
+        voices.attach(context.voices, plan.config.conditioning.voices_bytes, lambda: not entry.retired)
+        if plan.fit is not None:
+            entry.handle._base = beside(parts, entry.handle.memory())
     except BaseException:
         journal.undo(insist=True)
         raise
-    voices.attach(context.voices, plan.config.conditioning.voices_bytes, lambda: not entry.retired)
-    journal.complete()
-    if plan.fit is not None:
-        entry.handle._base = beside(parts, entry.handle.memory())
+    journal.complete()  # last, for what it lets go of does not come back
     return entry.handle
 
 

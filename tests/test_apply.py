@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import warnings
 import weakref
 from functools import partial
 
@@ -16,8 +17,15 @@ from faults import Injected, faults_around
 from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo import synthetic
-from chatterbox_turbo.errors import ForeignPatchError, UncopyableModelError, UnsupportedModelError
+from chatterbox_turbo import handle, synthetic
+from chatterbox_turbo.errors import (
+    ForeignPatchError,
+    OriginalsDiscardedWarning,
+    UncopyableModelError,
+    UnsupportedModelError,
+)
+from chatterbox_turbo.patching import Journal
+from chatterbox_turbo.speech.voices import Voices
 
 QUIET = {"decoding": {"progress": "off"}}
 EVERYTHING = {**QUIET, "warmup": {"level": "light"}}
@@ -61,6 +69,44 @@ def test_a_failing_pass_keeps_the_configuration_before_it(english):
         turbo.apply(english, "exact", passes=[Failing()])
     assert english.turbo.config.watermark.detect
     assert not hasattr(english.t3, "marker")
+
+
+@pytest.mark.parametrize("where", ["attach", "beside", "complete"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_interrupt_at_the_very_end_leaves_the_configuration_before_it(english, monkeypatch, where, earlier):
+    speak(english)
+    before = snapshot(english)
+    if earlier:
+        turbo.apply(english, QUIET)
+    owner = {"attach": Voices, "beside": handle, "complete": Journal}[where]
+    real, interrupted = getattr(owner, where), []
+
+    def interrupt(*arguments):
+        result = real(*arguments)
+        if not interrupted:
+            interrupted.append(where)
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            turbo.apply(english, {**QUIET, "memory_budget": "8GB"})
+    assert interrupted
+    if earlier:
+        assert english.turbo.config.budget is None
+        speak(english)
+        turbo.revert(english)
+    assert difference(before, snapshot(english)) == []
+
+
+def test_warnings_that_are_errors_come_when_the_configuration_is_applied(english):
+    turbo.apply(english, {**QUIET, "fidelity": "lossy", "precision": {"t3": "bfloat16", "originals": "discard"}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OriginalsDiscardedWarning)
+        with pytest.raises(OriginalsDiscardedWarning):
+            turbo.apply(english, {**QUIET, "preset": "exact"})
+    assert english.turbo.config.preset == "exact" and "rounded" in str(english.turbo.report())
 
 
 def test_revert_of_an_untouched_model_is_a_no_op(english):
@@ -139,6 +185,19 @@ def test_a_model_can_be_garbage_collected():
     del model
     gc.collect()
     assert whole() is None and t3() is None
+
+
+@pytest.mark.parametrize("preset", ["exact", "auto", "fast"])
+def test_who_keeps_the_handle_keeps_no_weights(preset):
+    model = turbo.apply(synthetic.build("english", "tiny", seed=2), {"preset": preset, **EVERYTHING})
+    speak(model)
+    handle, plan = model.turbo, str(model.turbo.plan)
+    parts = [weakref.ref(part) for part in (model, model.t3, model.s3gen, model.ve)]
+    turbo.revert(model)
+    del model
+    gc.collect()
+    assert [part() for part in parts] == [None] * 4
+    assert str(handle.plan) == plan
 
 
 def test_generate_keeps_its_signature(english):

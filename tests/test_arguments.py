@@ -29,6 +29,8 @@ NO_NUMBERS = (
     NAN,
     INFINITY,
     -INFINITY,
+    10**400,
+    -(10**5000),
 )
 OUT_OF_RANGE = {
     "temperature": (-0.1, np.float32(-1)),

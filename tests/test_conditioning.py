@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from cases import FAMILIES, SPEAKING, count_hooks, speak
 from recordings import EXACT, RATE, differences, encode, encodings, voice_of, wav
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo.errors import SpeechTruncatedWarning
 from chatterbox_turbo.runtime.voice.cache import Voice, VoiceCache
+from chatterbox_turbo.upstream import warmup as upstream_warmup
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -273,6 +276,28 @@ def test_a_warm_up_leaves_no_voice_behind(kept, family):
     model = kept(family)
     turbo.apply(model, {**EXACT, "warmup": {"level": "full"}})
     assert len(model.turbo.voices) == 0 and model.turbo.voices.misses == 1
+
+
+def test_a_warm_up_leaves_pythons_filters_of_warnings_alone(english, monkeypatch):
+    """They are the process's: two models that were warmed up at once could leave them without a warning for good."""
+
+    def speak(*arguments, **options):
+        seen.append(list(warnings.filters))
+        return real(*arguments, **options)
+
+    def cut():
+        return [one for one in caught if one.category is SpeechTruncatedWarning]
+
+    real, seen = upstream_warmup.speak, []
+    monkeypatch.setattr(upstream_warmup, "speak", speak)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        turbo.apply(english, {"warmup": {"level": "light"}, "decoding": {"progress": "off"}})
+        assert seen == [before] and not cut()
+        turbo.apply(english, {"decoding": {"progress": "off", "max_new_tokens": 3}})
+        english.generate("Hello.")
+    assert len(cut()) == 1
 
 
 def test_without_the_pass_no_recordings_are_kept(english):

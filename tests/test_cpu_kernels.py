@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+
+import numba
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from llvmlite.binding import get_host_cpu_features
 from numba import njit
 
 from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.runtime.cpu import attention as by_pairs
+from chatterbox_turbo.runtime.cpu import instructions
 from chatterbox_turbo.runtime.cpu import products as kernels
 from chatterbox_turbo.runtime.cpu import tile_attention as by_tiles
 from chatterbox_turbo.runtime.cpu.instructions import FAST, multiplies_pairs, round_to_bf16, to_bf16
-from chatterbox_turbo.runtime.cpu.threads import kernel_threads
+from chatterbox_turbo.runtime.cpu.threads import kernel_threads, why_no_kernels
 from chatterbox_turbo.runtime.cpu.tiles import multiplies_tiles
 from chatterbox_turbo.runtime.layers import Linear, Norm
+from chatterbox_turbo.runtime.quantization import backend_on
 from chatterbox_turbo.runtime.s3gen import attention as flow_attention
 from chatterbox_turbo.runtime.s3gen import tiled_block
 from chatterbox_turbo.runtime.s3gen.flow_estimator import Block, _transform
@@ -113,9 +119,54 @@ def test_rounding_is_that_of_torch():
         assert torch.equal(ours[~right.isnan()], right[~right.isnan()].view(torch.int16))
 
 
-def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(monkeypatch):
-    monkeypatch.setattr("chatterbox_turbo.runtime.cpu.instructions.config.CPU_NAME", "generic")
-    assert not multiplies_pairs()
+@pytest.mark.parametrize(("option", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "+sse2"), ("ENABLE_AVX", 0)])
+def test_a_processor_that_is_asked_for_is_not_taken_for_this_one(option, value, monkeypatch):
+    monkeypatch.setattr(instructions.config, option, value)
+    assert not any(map(instructions.has, get_host_cpu_features())) and not instructions.is_zen()
+
+
+def test_a_kernel_that_cannot_be_saved_runs_all_the_same():
+    resource = pytest.importorskip("resource")
+
+    @instructions.jit()
+    def doubled(x):
+        return x + x
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))  # what is written past it fails, as on a full disk
+    try:
+        assert doubled(21) == 42
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        instructions.KERNELS.remove(doubled)
+    assert njit(cache=True)(doubled.py_func)(2) == 4, "what was left on disk is read by the next process"
+
+
+def test_numbers_of_threads_are_the_callers_afterwards():
+    if numba.config.NUMBA_NUM_THREADS < 2 or torch.get_num_threads() > 1:
+        pytest.skip("needs two threads of numba's and one of torch's")
+    numba.set_num_threads(2)
+    with kernel_threads() as threads:
+        assert numba.get_num_threads() == threads == 1
+    assert (numba.get_num_threads(), torch.get_num_threads()) == (2, 1)
+
+
+def test_why_there_are_no_kernels(monkeypatch, tmp_path):
+    assert why_no_kernels() == ""
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert why_no_kernels() == "NUMBA_DISABLE_JIT is set"
+    assert "NUMBA_DISABLE_JIT is set" in backend_on("int8", torch.device("cpu")).remark
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.1 or less')")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "numba.py").write_text("raise OSError('Could not find/load shared object file')")
+    for folder, reason in ((tmp_path, "NumPy 2.1 or less"), (tmp_path / "broken", "shared object file")):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder)
+            patch.delitem(sys.modules, "numba")
+            assert why_no_kernels().startswith("numba cannot be imported") and reason in why_no_kernels()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "numba", None)
+        assert why_no_kernels().startswith("numba is not installed")
 
 
 @needs_pairs

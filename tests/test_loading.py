@@ -161,6 +161,8 @@ def test_a_wrong_configuration_is_found_before_anything_is_loaded(tmp_path):
         (int, "cpu", {}, UnsupportedModelError, "neither one of upstream's classes.*ChatterboxTTS"),
         (object(), "cpu", {}, UnsupportedModelError, r"apply\(model\)"),
         ("english", "abacus", {}, InvalidRequestError, "unknown device 'abacus'.*cuda:N"),
+        ("english", "cpu:", {}, InvalidRequestError, "unknown device 'cpu:'"),
+        ("english", "cpu:²", {}, InvalidRequestError, "unknown device 'cpu:²'"),
         ("english", "cuda:99", {}, InvalidRequestError, "no device cuda:99"),
         ("k" * 10**6, "cpu", {}, ModelUnavailableError, r"^.{,100}… \(1,000,000 characters\).{,100}$"),
         ("english", "c" * 10**6, {}, InvalidRequestError, r"^.{,100}… \(1,000,000 characters\).{,100}$"),

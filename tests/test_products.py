@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from cases import FAMILIES, only
@@ -11,6 +13,7 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.cpu import onednn as products
+from chatterbox_turbo.runtime.cpu.measurements import CACHE_VARIABLE
 from chatterbox_turbo.upstream import conditioning as upstream
 from chatterbox_turbo.upstream.families import identify
 
@@ -70,6 +73,23 @@ def test_what_multiplies_follows_ceiling_option_and_machine(kept, monkeypatch):
     assert not products.onednn_is_faster.__wrapped__(1)
     with pytest.raises(UnavailablePassError, match="built without"):
         replaced(enabled=True, matmul="onednn")
+
+
+def test_which_is_faster_is_measured_once_and_kept(tmp_path, monkeypatch):
+    """Where both are about as fast, processes that measured for themselves would round differently."""
+    if products.onednn() is None:
+        pytest.skip("this build has no oneDNN")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "deep" / "folder"))
+    found = products.onednn_is_faster.__wrapped__(3)
+    ((machine, kept),) = json.loads(products.products_file().read_text()).items()
+    assert kept is found and "3 threads" in machine and torch.__version__ in machine
+    products.products_file().write_text(json.dumps({machine: not found}))
+    assert products.onednn_is_faster.__wrapped__(3) is not found, "measured again, or not read"
+    products.products_file().write_text("{ broken")
+    assert products.onednn_is_faster.__wrapped__(3) in (True, False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    assert products.onednn_is_faster.__wrapped__(3) in (True, False), "a folder that cannot be written"
 
 
 def test_torchaudio_is_lossy_and_asked_for(kept, samples):

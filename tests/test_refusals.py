@@ -101,6 +101,13 @@ def test_a_pass_from_outside_runs_after_the_own_ones(english):
     assert difference(before, snapshot(english)) == []
 
 
+@pytest.mark.parametrize("name", ["copy", "json", "fidelity"])
+def test_a_pass_from_outside_may_be_called_as_something_of_a_configuration(english, name):
+    named = type("Named", (Loud,), {"name": name})()
+    turbo.apply(english, QUIET, passes=[named])
+    assert english.loudness == 11 and english.turbo.plan.running[-1] == name
+
+
 def test_conflicting_passes_and_double_names_are_refused(english):
     with pytest.raises(PassConflictError, match="conflicts with loud"):
         turbo.apply(english, passes=[Loud(), Silent()])

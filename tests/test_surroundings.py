@@ -21,6 +21,9 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.errors import ModelUnavailableError
 from chatterbox_turbo.measure.fidelity import kind_of, snr_db
+from chatterbox_turbo.runtime.cpu import onednn
+from chatterbox_turbo.runtime.cpu.measurements import CACHE_VARIABLE
+from chatterbox_turbo.runtime.device.quantized import four_bit_floats, normal_floats
 from chatterbox_turbo.runtime.device.surroundings import plain
 from chatterbox_turbo.runtime.voice.features import MelSpectrogram
 from chatterbox_turbo.upstream.families import identify
@@ -326,6 +329,31 @@ def test_what_is_kept_names_its_format(samples):
     with default(torch.bfloat16)():
         inside = spectrogram(samples[:4800])
     assert inside.dtype == torch.float32 and torch.equal(inside, spectrogram(samples[:4800]))
+
+
+@pytest.mark.parametrize("name", ["default bfloat16", "meta device"])
+def test_tables_that_are_kept_are_the_same_whoever_asks_first(name):
+    for table in (normal_floats, four_bit_floats):
+        expected = table()
+        with SURROUNDINGS[name].make():
+            first = table.__wrapped__()
+        assert kind_of(first) == kind_of(expected) and torch.equal(first, expected)
+
+
+def test_products_are_measured_in_fp32_inside_autocast(tmp_path, monkeypatch):
+    if onednn.onednn() is None:
+        pytest.skip("this build has no oneDNN")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    linear, kinds = torch.nn.functional.linear, set()
+
+    def watched(x, weight):
+        kinds.add(kind_of(result := linear(x, weight)))
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    with torch.autocast("cpu", torch.bfloat16), default(torch.bfloat16)():
+        onednn.onednn_is_faster.__wrapped__(1)
+    assert kinds == {kind_of(torch.ones(1, 1))}
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -13,6 +13,7 @@ import torch
 from vocos_tools import MEL, SMALL, altered
 
 from chatterbox_turbo.errors import InvalidRequestError, ModelUnavailableError
+from chatterbox_turbo.runtime.loading.hub_folder import folder_of
 from chatterbox_turbo.runtime.s3gen import vocos_checkpoint
 from chatterbox_turbo.runtime.s3gen.vocos_checkpoint import NAME, WEIGHTS, check_mel, load, read_description, write
 from chatterbox_turbo.runtime.s3gen.vocos_network import MelDescription, build, why_not_installed
@@ -142,6 +143,11 @@ def test_what_is_cut_off_or_damaged_is_refused(folder):
     assert f"lacks {WEIGHTS}" in refusal(folder)
     (folder / NAME).write_text((folder / NAME).read_text()[:-40])
     assert "truncated or damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", 5000 * "long", "a\0b"])
+def test_names_that_are_no_paths_are_refused(name):
+    assert refusal(name, lambda given: folder_of(given, [])).startswith("There is no folder")
 
 
 def test_foreign_folders_are_told_apart(tmp_path):

@@ -180,7 +180,8 @@ class Pass:
 
     def section(self, config: OptimizationConfig) -> Section:
         """The options of this pass; a pass from outside the package has no section and is demanded by being passed."""
-        return getattr(config, self.name, None) or Section(enabled=True)
+        own = getattr(config, self.name, None)  # or a method, or an option, that is called like the pass
+        return own if isinstance(own, Section) else Section(enabled=True)
 
     def idle(self, context: Context) -> str:
         """Why these options ask for nothing, or an empty string where they ask for something."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Generator, Tensor, nn
@@ -123,7 +125,22 @@ def tell(request: Request, count: int, end: str, reasons: int) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, SpeechTruncatedWarning, stacklevel=2)
+    if not _untold.get():
+        warnings.warn(message, SpeechTruncatedWarning, stacklevel=2)
+
+
+# Python's own filters are the process's: other threads would go without their warnings meanwhile
+_untold: ContextVar[bool] = ContextVar("untold", default=False)
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """In the body, this thread is not warned of speech that is cut."""
+    token = _untold.set(True)
+    try:
+        yield
+    finally:
+        _untold.reset(token)
 
 
 def progress_of(section: DecodingSection, limit: int) -> tuple[Callable[[int], None], Callable[[], None]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import SpeechTruncatedWarning
 from ..runtime.device import random_state
 from ..upstream import warmup as upstream
 from .base import Context, Pass, in_force
+from .token_requests import untold
 
 SECONDS = 6  # Turbo refuses reference voices of 5 s and less
 TOKENS = 12
@@ -44,9 +43,8 @@ class WarmupPass(Pass):
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(random_state.kept(parts.device))
-            stack.enter_context(warnings.catch_warnings())
             stack.enter_context(in_force(context.settings))
-            warnings.simplefilter("ignore", SpeechTruncatedWarning)
+            stack.enter_context(untold())  # it is cut on purpose
             try:
                 setattr(parts.model, attribute, upstream.copy_voice(voice))
                 if level == "full":

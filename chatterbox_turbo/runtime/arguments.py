@@ -43,9 +43,9 @@ def number(name: str, value: Any) -> float:
     fitting, given = RANGES[name], _number(value)
     if given is None:
         raise InvalidRequestError(f"{name} is {brief(value)}, but must be a number, {fitting.words}.", "", _OUT)
-    if float(given) not in fitting:
-        raise InvalidRequestError(f"{name} is {given}, but must be {fitting.words}.")
-    return float(given)
+    if _float(given) not in fitting:
+        raise InvalidRequestError(f"{name} is {_float(given)}, but must be {fitting.words}.")
+    return _float(given)
 
 
 def whole(name: str, value: Any) -> int:
@@ -55,8 +55,9 @@ def whole(name: str, value: Any) -> int:
         InvalidRequestError: it is none.
     """
     given = _number(value)
-    if given is None or not math.isfinite(given) or given != int(given):
-        raise InvalidRequestError(f"{name} is {brief(value)}, but must be a whole number.", "", _OUT)
+    if given is None or not math.isfinite(_float(given)) or given != int(given):
+        shown = brief(value) if given is None else _float(given)
+        raise InvalidRequestError(f"{name} is {shown}, but must be a whole number.", "", _OUT)
     return int(given)
 
 
@@ -83,6 +84,14 @@ def plain(name: str, value: Any) -> Any:
 
 
 _OUT = "Leave it out for the default."
+
+
+def _float(given: Real) -> float:
+    """As a float; infinite where it is too large for one."""
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf if given > 0 else -math.inf
 
 
 def _number(value: Any) -> Real | None:

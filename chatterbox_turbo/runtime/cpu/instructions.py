@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from llvmlite import ir
@@ -39,10 +40,28 @@ def jit(**options) -> Callable:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # no writable cache folder: compiled anew in every process
             kernel = njit(**options)(function)
+        _let_saving_fail(kernel)
         KERNELS.append(kernel)
         return kernel
 
     return decorate
+
+
+def _let_saving_fail(kernel) -> None:
+    """Have a kernel that cannot be saved (a full disk) run all the same; it is compiled anew in the next process."""
+    cache = getattr(kernel, "_cache", None)  # numba's own, which another release may have named otherwise
+    save = getattr(cache, "save_overload", None)
+    if save is None:
+        return
+
+    def save_overload(*arguments) -> None:
+        try:
+            save(*arguments)
+        except OSError:
+            with suppress(OSError):
+                cache.flush()  # or the index would name what was not written, and an older kernel may lie there
+
+    cache.save_overload = save_overload
 
 
 def compilations() -> tuple[int, int]:
@@ -69,7 +88,7 @@ def multiplies_integers() -> bool:
 
 def has(feature: str) -> bool:
     """Whether this processor has a feature, by LLVM's name, and numba compiles for it."""
-    if config.CPU_NAME or config.CPU_FEATURES:
+    if not _compiles_for_this():
         return False
     try:
         return get_host_cpu_features().get(feature, False)
@@ -79,7 +98,12 @@ def has(feature: str) -> bool:
 
 def is_zen() -> bool:
     """Whether this processor is one of AMD's Zen, and numba compiles for it."""
-    return not (config.CPU_NAME or config.CPU_FEATURES) and get_host_cpu_name().startswith("znver")
+    return _compiles_for_this() and get_host_cpu_name().startswith("znver")
+
+
+def _compiles_for_this() -> bool:
+    """Whether numba compiles for this processor as it is: no other was asked for, nor this one without AVX."""
+    return bool(config.ENABLE_AVX) and not (config.CPU_NAME or config.CPU_FEATURES)
 
 
 # How near a prefetch brings a line: 3 into every cache, 2 into all but the first. Zen's first cache waits for few lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..device.quantized import QuantizedMatrix
+from ..device.surroundings import plain
+from . import measurements
 
 FEW = 32  # rows below which reading the weights is the limit, and not arithmetic
 ROWS, INNER, OUTER, ROUNDS = 512, 512, 1024, 5  # what is measured
@@ -34,12 +37,30 @@ def onednn() -> Callable[..., Tensor] | None:
 
 @functools.cache
 def onednn_is_faster(threads: int) -> bool:
-    """Whether oneDNN computes a product of the usual size faster with so many threads; measured once a process."""
+    """Whether oneDNN computes a product of the usual size faster with so many threads.
+
+    Measured once and kept on disk: the two round differently, and where they are about as fast, each process would
+    choose for itself.
+    """
     by_onednn = onednn()
     if by_onednn is None:
         return False
-    with torch.inference_mode(False), torch.no_grad():
-        x, weight = torch.ones(ROWS, INNER), torch.ones(OUTER, INNER)
+    machine = f"{measurements.processor()}, {threads} threads, torch {torch.__version__}"
+    known = measurements.read(products_file())
+    if not isinstance(known.get(machine), bool):
+        known[machine] = _measure(by_onednn)
+        measurements.write(products_file(), known)
+    return known[machine]
+
+
+def products_file() -> Path:
+    """Where it is kept which products oneDNN computes."""
+    return measurements.cache_folder() / "products.json"
+
+
+def _measure(by_onednn: Callable[..., Tensor]) -> bool:
+    with plain(), torch.inference_mode(False), torch.no_grad():
+        x, weight = (torch.ones(size, INNER, dtype=torch.float32, device="cpu") for size in (ROWS, OUTER))
         try:
             return _least(lambda: by_onednn(x, weight, None)) < 0.9 * _least(lambda: F.linear(x, weight))
         except (RuntimeError, TypeError):  # another signature

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from ...errors import describe
 from . import forks
 
 T = TypeVar("T")
@@ -44,18 +45,22 @@ def apart(function: Callable[[], T]) -> T:
 def why_no_kernels() -> str:
     """Why kernels cannot be compiled here, or an empty string."""
     try:
-        import numba  # noqa: F401
-    except ImportError:
-        return "numba is not installed (librosa brings it: pip install numba)"
-    return ""
+        import numba
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return "numba is not installed (librosa brings it: pip install numba)"
+        return f"numba cannot be imported ({describe(error)})"
+    except (ImportError, OSError) as error:  # a NumPy that is too new for it, a library of LLVM's that cannot be loaded
+        return f"numba cannot be imported ({describe(error)})"
+    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
 
 
 @contextmanager
 def kernel_threads() -> Iterator[int]:
-    """As many threads as torch uses, and torch's number unchanged afterwards; one caller at a time where needed."""
+    """As many threads as torch uses, torch's and numba's numbers as before afterwards; one at a time where needed."""
     import numba
 
-    before = torch.get_num_threads()
+    before, callers = torch.get_num_threads(), numba.get_num_threads()
     threads = min(before, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
     try:
@@ -67,5 +72,6 @@ def kernel_threads() -> Iterator[int]:
         try:
             yield threads
         finally:
+            numba.set_num_threads(callers)
             if torch.get_num_threads() != before:  # numba sets it for the OpenMP runtime that both share
                 forks.set_threads(before)

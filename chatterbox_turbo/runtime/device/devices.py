@@ -20,9 +20,9 @@ def device_named(name: str | torch.device) -> str:
     name = str(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in there or (index and not index.isdigit()):
+    if kind not in there or (colon and not (index.isascii() and index.isdigit())):
         raise InvalidRequestError(f"unknown device {brief(name)}: use auto, cpu, cuda, cuda:N or mps.")
     if int(index or 0) >= there[kind]:
         raise InvalidRequestError(f"there is no device {name} here (torch {torch.__version__}).")

@@ -46,16 +46,19 @@ class Scheme:
 def normal_floats() -> Tensor:
     """NF4: the quantiles of a normal distribution, zero among them, scaled to 1 (QLoRA, 2023, appendix E)."""
     outermost = 0.9677083
-    probabilities = torch.cat([torch.linspace(outermost, 0.5, 9)[:-1], torch.linspace(outermost, 0.5, 8)[:-1]]).double()
-    positive, negative = torch.special.ndtri(probabilities).split([8, 7])
-    values = torch.cat([-negative, torch.zeros(1, dtype=torch.float64), positive]).float().sort().values
+    # in fp32 and on the CPU, whatever a caller has made the default: it is kept
+    halves = (torch.linspace(outermost, 0.5, steps, dtype=torch.float32, device="cpu")[:-1] for steps in (9, 8))
+    positive, negative = torch.special.ndtri(torch.cat(list(halves)).double()).split([8, 7])
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
+    values = torch.cat([-negative, zero, positive]).float().sort().values
     return values / values.max()  # in fp32: bitsandbytes' numbers to the bit
 
 
 @cache
 def four_bit_floats() -> Tensor:
     """FP4: a sign, two bits of exponent and one of mantissa, the largest 1 (bitsandbytes' order of codes)."""
-    positive = torch.tensor([0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0]) / 12
+    twelfths = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0]
+    positive = torch.tensor(twelfths, dtype=torch.float32, device="cpu") / 12
     return torch.cat([positive, -positive])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ...errors import LONG, ModelUnavailableError, brief, describe
@@ -21,9 +22,10 @@ def folder_of(source: str, files: Sequence[str]) -> Path:
     Raises:
         ModelUnavailableError: neither a folder nor a repository that is cached or can be had.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    with suppress(RuntimeError, OSError, ValueError):  # nobody's home, too long for a path, a zero byte
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
     if not _REPOSITORY.fullmatch(source):
         raise ModelUnavailableError(
             f"There is no folder {brief(source, LONG)}.", "", "Name a folder, or a repository of the hub (owner/name)."

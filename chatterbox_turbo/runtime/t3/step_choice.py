@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import describe
+from ..cpu.measurements import CACHE_VARIABLE, cache_folder, processor, read, write  # noqa: F401
 from ..device.compilation import compiled
 from ..device.quantized import QuantizedMatrix
 from .backbone import Step, TorchStep
@@ -28,7 +26,6 @@ ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one 
 LAYERS = 3  # enough to be larger than a cache of 32 MB, few enough to take a second
 REPEATS = 5
 KERNELS = 4  # goes up when cpu.step_kernels or cpu.products changes: what was measured with others does not count
-CACHE_VARIABLE = "CHATTERBOX_TURBO_CACHE"
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ def fastest(weights: Weights) -> Choice:
     known = measured()
     if key not in known:
         known[key] = measure(weights)
-        _write(steps_file(), known)
+        write(steps_file(), known)
     table = {int(rows): times for rows, times in known[key].items()}
     names = {rows: min(times, key=times.__getitem__) for rows, times in table.items()}
     sample = ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in sorted(table[2].items()))
@@ -212,14 +209,7 @@ def steps_file() -> Path:
 
 def measured() -> dict:
     """What has been measured here, by machine, threads, format and shapes."""
-    return _read(steps_file())
-
-
-def cache_folder() -> Path:
-    """Where measurements are kept: ``$CHATTERBOX_TURBO_CACHE``, or the user's cache folder."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("chatterbox_turbo", appauthor=False))
+    return read(steps_file())
 
 
 def _machine(weights: Weights) -> str:
@@ -227,31 +217,5 @@ def _machine(weights: Weights) -> str:
     import numba
 
     shape = "x".join(str(matrix.size(0)) for matrix in weights.matrices()[:4]) + f"x{weights.width}"
-    processor = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":")[1].strip()
-                break
-    except OSError:
-        pass  # not Linux
     versions = f"torch {torch.__version__}, numba {numba.__version__}"
-    return f"{processor}, {torch.get_num_threads()} threads, {weights.dtype}, {shape}, {versions}, kernels {KERNELS}"
-
-
-def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, content: dict) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(content, indent=1))
-        scratch.replace(path)  # whole or not at all, whoever else writes
-    except OSError:
-        pass  # a read-only home: measured anew in every process
+    return f"{processor()}, {torch.get_num_threads()} threads, {weights.dtype}, {shape}, {versions}, kernels {KERNELS}"
