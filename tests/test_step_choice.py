@@ -10,9 +10,10 @@ import torch
 
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.cpu import step_kernels
+from chatterbox_turbo.runtime.cpu.measurements import CACHE_VARIABLE
 from chatterbox_turbo.runtime.t3 import step_choice
 from chatterbox_turbo.runtime.t3.backbone import StaticBackbone
-from chatterbox_turbo.runtime.t3.step_choice import CACHE_VARIABLE, Choice, choose_step, fastest
+from chatterbox_turbo.runtime.t3.step_choice import Choice, choose_step, fastest
 from chatterbox_turbo.upstream import t3_weights
 
 

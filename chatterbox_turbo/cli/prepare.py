@@ -70,8 +70,8 @@ def prepare(
 def _check_folders() -> None:
     """Raise where nothing could be kept: it is all that this is for."""
     from ..errors import TurboError
+    from ..runtime.cpu import measurements
     from ..runtime.cpu.threads import why_no_kernels
-    from ..runtime.t3 import step_choice
 
     if why_no_kernels():
         raise TurboError(f"There are no kernels to compile: {why_no_kernels()}.")
@@ -86,7 +86,7 @@ def _check_folders() -> None:
             else "Neither the package's folder nor the user's cache folder can be written.",
             "Set NUMBA_CACHE_DIR to a folder that can, here and where the model is used.",
         )
-    folder = step_choice.cache_folder()
+    folder = measurements.cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -95,7 +95,7 @@ def _check_folders() -> None:
         raise TurboError(
             f"The measurement cannot be kept: {folder} cannot be written ({error.strerror or error}).",
             "",
-            f"Set {step_choice.CACHE_VARIABLE} to a folder that can, here and where the model is used.",
+            f"Set {measurements.CACHE_VARIABLE} to a folder that can, here and where the model is used.",
         ) from None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import describe
-from ..cpu.measurements import CACHE_VARIABLE, cache_folder, processor, read, write  # noqa: F401
+from ..cpu.measurements import cache_folder, processor, read, write
 from ..device.compilation import compiled
 from ..device.quantized import QuantizedMatrix
 from .backbone import Step, TorchStep
@@ -25,7 +25,7 @@ from .weights import Weights
 ROWS = (1, 2, 4, 8, 16)  # what is measured; between two of them the larger one counts
 LAYERS = 3  # enough to be larger than a cache of 32 MB, few enough to take a second
 REPEATS = 5
-KERNELS = 4  # goes up when cpu.step_kernels or cpu.products changes: what was measured with others does not count
+KERNELS = 5  # goes up when cpu.step_kernels or cpu.products changes: what was measured with others does not count
 
 
 @dataclass(frozen=True)
