@@ -80,13 +80,13 @@ def evaluate(
     shown = table(f"{result.count} recordings, {result.seconds:.0f} s; {loaded.description}", "", *result.figures)
     for column in vocoders.COLUMNS:
         shown.add_row(column, *(_cell(column, figures.get(column)) for figures in result.figures.values()))
-    told = screen.note if json == "-" else screen.print  # standard output is the JSON alone
-    told(shown)
+    tell = screen.note if json == "-" else screen.print  # standard output is the JSON alone
+    tell(shown)
     data = {"recordings": result.count, "seconds": result.seconds, "weights": loaded.description}
     data |= {"vocoder": None if vocoder is None else str(vocoder), "rows": result.figures}
     if output is not None:
         _write(screen, output, result.heard, mel.sample_rate, data)
-        told(f"written to {output}")
+        tell(f"written to {output}")
     if json is not None:
         screen.write_json(data, json)
 
