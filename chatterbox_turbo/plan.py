@@ -62,8 +62,8 @@ class Plan:
     def __str__(self) -> str:
         """One line a pass: + runs, - skipped, blank not asked for."""
         head = f"{TITLES[self.family]} on {self.device}, fidelity at most {self.config.fidelity}"
-        if self.config.preset:
-            head += f", preset {self.config.preset}"
+        if self.request.preset:
+            head += f", preset {self.request.preset}"
         lines = [head]
         if self.fit is not None:
             lines.append(f"  {self.fit}")

@@ -135,6 +135,9 @@ def test_one_failure_harms_no_other_and_is_tried_again(prebuilt, folder, capsys)
         ('{"text": "a", "id": "../b"}', "the id '../b' is no name of a file"),
         ('{"text": "a", "id": ".b"}', "the id '.b' is no name of a file"),
         ('{"text": "a", "id": ""}', "the id is ''"),
+        ('{"text": "a", "id": "x\\ud800"}', "has half of a character"),
+        ('{"text": "a", "id": "nul"}', "that Windows keeps for a device"),
+        ('{"text": "a", "id": "Con.1"}', "that Windows keeps for a device"),
         ('{"text": "a", "id": true}', "the id is True"),
         ('{"text": "a", "id": "A"}', "the id 'A' is that of line 1 too"),
         ('{"text": "a", "voice": "none.wav"}', "The recording 'none.wav' does not exist; the name of a voice needs --"),
@@ -172,6 +175,11 @@ def test_lines_are_looked_at_before_anything_is_spoken(folder, capsys):
     (folder / "p.jsonl").write_text("\n")
     code, line = error(capsys, *ARGUMENTS)
     assert code == 1 and "has no lines" in line
+
+
+def test_what_is_for_ray_is_refused_without_it(folder, capsys):
+    code, line = error(capsys, *ARGUMENTS, "--actor-cpus", "2")
+    assert code == 2 and "are for --ray" in line
 
 
 def test_characters_that_end_a_line_elsewhere_do_not_in_json(tmp_path):

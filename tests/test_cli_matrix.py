@@ -40,7 +40,8 @@ def test_rows():
 def test_a_file_is_a_row(tmp_path):
     (tmp_path / "mine.toml").write_text('fidelity = "exact"\n')
     rows = rows_named([], tmp_path / "mine.toml")
-    assert list(rows) == ["upstream", "mine.toml"] and rows["mine.toml"].fidelity == "exact"
+    assert list(rows) == ["upstream", *PRESETS, "auto+autocast", "mine.toml"] and rows["mine.toml"].fidelity == "exact"
+    assert list(rows_named(["upstream"], tmp_path / "mine.toml")) == ["upstream", "mine.toml"]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,28 @@ def test_the_command_and_an_interrupt(tmp_path, saved):
     assert fast["quality"]["divergence"]["steps"] == upstream["runs"][0]["tokens"]
     assert "upstream" in out and "fast" in out and "resident memory of a process of its own" in out
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_before_anything_is_measured(capsys, tmp_path, monkeypatch):
+    from chatterbox_turbo.cli import matrix
+
+    monkeypatch.setattr(matrix, "version", lambda name: None)
+    code, line = error(capsys, "bench", "--matrix", "--synthetic", "--plot", str(tmp_path / "m.png"))
+    assert code == 2 and "--plot needs matplotlib" in line
+
+
+@pytest.mark.exhaustive
+def test_sigterm_leaves_no_checkpoint_behind(tmp_path):
+    """Of random weights, which lie in the temporary folder meanwhile; a full-size one has 3.2 GB."""
+    arguments = ["bench", "--matrix", "--synthetic", "--size", "tiny", "--presets", "exact"]
+    running = started(tmp_path, *arguments, TMPDIR=str(tmp_path))
+    end = time.monotonic() + 300
+    while running.poll() is None and time.monotonic() < end and not list(tmp_path.glob("chatterbox-turbo-*/*")):
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert not list(tmp_path.glob("chatterbox-turbo-*"))
 
 
 def die():

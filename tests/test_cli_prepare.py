@@ -134,3 +134,9 @@ def test_cached_weights_are_the_ones_that_are_prepared(no_hub, capsys, tmp_path)
     with synthetic.architecture("tiny"):
         assert main(["prepare", "--download", "--device", "cpu"]) == 0
     assert "weights: real weights, from the Hugging Face cache" in capsys.readouterr().out
+
+
+def test_a_budget_is_planned_for_no_model_of_few_layers(capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text("memory_budget: 2GB\nfidelity: lossy\n")
+    code, line = error(capsys, "prepare", "--config", str(tmp_path / "c.yaml"))
+    assert code == 2 and "a budget is planned by the sizes of a model" in line

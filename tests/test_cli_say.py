@@ -106,6 +106,18 @@ def test_debug_shows_a_traceback_and_upstreams_chatter(prebuilt, capsys, tmp_pat
     assert "Sampling" in capsys.readouterr().err
 
 
+def test_a_format_without_a_header_is_refused_at_once(no_hub, capsys, tmp_path):
+    for more in ([], ["--stream"]):
+        code, line = error(capsys, "say", "Hello.", "-o", str(tmp_path / "hello.raw"), "--synthetic", *more)
+        assert code == 2 and "unknown audio format '.raw'" in line and not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_a_link_to_nothing_stays_one(capsys, tmp_path):
+    (tmp_path / "out.wav").symlink_to(tmp_path / "later.wav")
+    error(capsys, "say", "hi", "-o", str(tmp_path / "out.wav"), "--preset", "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"] and (tmp_path / "out.wav").is_symlink()
+
+
 @pytest.mark.exhaustive
 def test_say_streams_to_standard_output_and_to_a_file(tmp_path):
     """Where no sound card is: 16-bit PCM, and what is said about it elsewhere."""
@@ -115,13 +127,21 @@ def test_say_streams_to_standard_output_and_to_a_file(tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     samples = np.frombuffer(done.stdout, "<i2")
     assert len(samples) >= 24 * 960 and np.abs(samples).max() > 100
+    debug = [*arguments[:3], "--debug", *arguments[3:], "-o", "-", "--memory"]
+    loud = subprocess.run(debug, cwd=tmp_path, capture_output=True, env=environment, timeout=300)
+    assert loud.stdout == done.stdout and b"loaded PerthNet" in loud.stderr  # no text among the samples
+    assert b"s3gen.tokenizer" in loud.stderr and b"SYNTHETIC" in loud.stderr
     assert b"of speech in" in done.stderr and b"the first after" in done.stderr and b"real time" in done.stderr
 
 
 def test_say_streams_to_a_file(prebuilt, capsys, tmp_path):
     out = tmp_path / "out.wav"
-    assert main(["say", "--stream", "Hello there.", "-o", str(out), "--synthetic", "--seed", "3"]) == 0
-    assert watermark_in(out) == pytest.approx(12 / 25) and "out.wav: " in capsys.readouterr().err
+    assert main(["say", "--stream", "Hello there.", "-o", str(out), "--synthetic", "--seed", "3", "--memory"]) == 0
+    shown = capsys.readouterr()
+    assert watermark_in(out) == pytest.approx(12 / 25) and "out.wav: " in shown.err
+    assert "SYNTHETIC" in shown.err and "s3gen.tokenizer" in shown.err and not shown.out
+    code, line = error(capsys, "say", "--stream", "Hello.", "-o", str(out), "--memory-png", "m.png")
+    assert code == 2 and "--memory-png is without --stream" in line
 
 
 def test_a_stream_that_cannot_be_heard_is_told(monkeypatch, capsys):

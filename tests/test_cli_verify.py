@@ -109,3 +109,16 @@ def test_verify_exits_with_1_where_a_promise_is_broken(prebuilt, capsys, monkeyp
     assert main(["verify", "--model", "english", "--texts", "1"]) == 1
     shown = capsys.readouterr().out
     assert "broken: samples differ" in shown and "every promise is kept" not in shown
+
+
+def test_what_was_found_before_a_family_fails_is_told(prebuilt, capsys, tmp_path):
+    (tmp_path / "c.yaml").write_text(QUICK.replace("{kernel: torch}", "{kernel: torch, enabled: true}"))
+    models = ["--model", "vc", "--model", "english"]
+    arguments = ["verify", *models, "--texts", "1", "--config", str(tmp_path / "c.yaml")]
+    assert main([*arguments, "--json", str(tmp_path / "v.json")]) == 1
+    shown = capsys.readouterr()
+    data = json.loads((tmp_path / "v.json").read_text())
+    assert "does not apply to ChatterboxVC" in data["failures"]["vc"] and "does not apply" in shown.err
+    verdicts = {(outcome["family"], outcome["name"]): outcome["verdict"] for outcome in data["outcomes"]}
+    assert verdicts["english", "decoding"] == "kept" and "all together" in shown.out
+    assert "not everything was looked at: vc" in shown.out and "every promise is kept" not in shown.out

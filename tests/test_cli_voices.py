@@ -9,6 +9,7 @@ import sys
 import pytest
 from cli_tools import ROOT, command, error, watermark_in
 
+import chatterbox_turbo as turbo
 from chatterbox_turbo.cli import main
 from chatterbox_turbo.synthetic import reference_voice
 from chatterbox_turbo.upstream import voice_files
@@ -82,6 +83,15 @@ def test_a_file_that_is_none_is_named_in_the_list(folder, capsys):
     assert "has no voices" in capsys.readouterr().err
 
 
+def test_a_damaged_voice_is_replaced(folder, models):
+    turbo.revert(models("english"))  # a model of this session's, where a command loads its own
+    before = (folder / "anna.safetensors").read_bytes()
+    (folder / "anna.safetensors").write_text("nothing")
+    assert main(["voices", "add", "anna", WHOLE, "--folder", str(folder), "--synthetic", "--replace"]) == 0
+    assert [path.name for path in folder.iterdir()] == ["anna.safetensors"]
+    assert (folder / "anna.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "fragments"),
     [
@@ -97,6 +107,7 @@ def test_a_file_that_is_none_is_named_in_the_list(folder, capsys):
         (("voices", "export", "anna", "{wav}", "--folder", "{voices}"), 2, ["is there already", "--replace"]),
         (("voices", "import", "{wav}", "--folder", "{voices}"), 1, ["is no voice", "voices add"]),
         (("voices", "import", "{wav}", "--folder", "{voices}", "--name", "CON"), 2, ["cannot be named 'CON'"]),
+        (("voices", "import", "{voices}/anna.safetensors", "--folder", "{voices}", "--name", "Anna"), 2, ["'anna'"]),
         (("say", "hi", "--voice", "anna"), 2, ["'anna' does not exist", "--voice-folder"]),
         (("say", "hi", "--voice-folder", "{voices}"), 2, ["needs --voice NAME"]),
         (("say", "hi", "--voice", "ana", "--voice-folder", "{voices}"), 1, ["no voice 'ana'", "did you mean 'anna'"]),

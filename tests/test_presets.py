@@ -11,6 +11,7 @@ from chatterbox_turbo.budget import machine
 from chatterbox_turbo.budget.machine import Machine
 from chatterbox_turbo.cli import checks, main
 from chatterbox_turbo.config import DESCRIPTIONS, PRESETS, OptimizationConfig, exceeds
+from chatterbox_turbo.runtime.device import devices
 
 GB = 10**9
 
@@ -71,6 +72,12 @@ def test_this_machine():
     assert f"{here.cores} cores" in str(here) and "free" in str(here)
 
 
+def test_the_presets_command_looks_at_apples_gpu_as_doctor_does(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.best_device() == "mps"
+
+
 def test_presets_are_shown_with_what_they_set(capsys, monkeypatch):
     monkeypatch.setattr(Machine, "of", classmethod(lambda cls, device: a_machine("cuda", 4)))
     assert main(["presets"]) == 0
@@ -85,7 +92,11 @@ def test_presets_are_shown_with_what_they_set(capsys, monkeypatch):
     assert data["presets"]["fast"]["sets"]["precision"] == {"t3": "auto", "flow": "auto"}
 
 
-def test_every_option_of_some(capsys):
+def test_every_option_of_some(capsys, tmp_path):
+    (tmp_path / "mine.toml").write_text('fidelity = "exact"\n')
+    assert main(["presets", str(tmp_path / "mine.toml"), "--json"]) == 0
+    (mine,) = json.loads(capsys.readouterr().out)["presets"].values()
+    assert mine["sets"] == {"fidelity": "exact"} and mine["config"]["fidelity"] == "exact"
     assert main(["presets", "vram_2gb", "mps"]) == 0
     shown = capsys.readouterr().out
     assert "vram_2gb" in shown and "max_new_tokens" in shown and "balanced" in shown and "cpu_small" not in shown

@@ -211,6 +211,14 @@ def test_a_run_of_the_command_and_its_evaluation(audio, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("HiFT", "Vocos", "Griffin-Lim", "recording", "speaker similarity"))
     assert watermark_in(out / "0-vocos.wav") == pytest.approx(2.0)
+    evaluate = ["vocoder", "evaluate", "--audio", str(audio), "--synthetic", "--count", "1", "--seconds", "1"]
+    capsys.readouterr()  # PerTh's own detector has printed
+    assert main([*evaluate, "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["recordings"] == 1 and "Griffin-Lim" in shown.err
+    for more in (["--json", str(tmp_path / "none" / "a.json")], ["-o", str(out / "evaluation.json")]):
+        code, line = error(capsys, *evaluate, *more)
+        assert code == 2 and "cannot" in line
     assert {path.name for path in out.iterdir()} == {
         "evaluation.json", "spectrograms.png", "0-recording.wav", "0-hift.wav", "0-vocos.wav", "0-griffin-lim.wav"
     }  # fmt: skip

@@ -69,7 +69,9 @@ def batch(
         ),
     ] = False,
     actors: Annotated[int | None, typer.Option("--actors", min=1, help="Of Ray; as many as there is room for.")] = None,
-    actor_cpus: Annotated[float, typer.Option("--actor-cpus", min=0.0, help="That an actor holds.")] = 1.0,
+    actor_cpus: Annotated[
+        float | None, typer.Option("--actor-cpus", min=0.0, help="That an actor holds; 1 where left out.")
+    ] = None,
     actor_gpus: Annotated[
         float | None, typer.Option("--actor-gpus", min=0.0, help="That an actor holds; 1 where Ray has GPUs.")
     ] = None,
@@ -83,8 +85,8 @@ def batch(
     """
     screen = options.screen_of(context)
     options.check_speaks(model)
-    if not ray and (actors is not None or actor_gpus is not None):
-        raise typer.BadParameter("--actors and --actor-gpus are for --ray.")
+    if not ray and any(given is not None for given in (actors, actor_cpus, actor_gpus)):
+        raise typer.BadParameter("--actors, --actor-cpus and --actor-gpus are for --ray.")
     voices, spoken_with = chosen(voice, voice_folder)
     with screen.step("importing torch"), screen.quiet():
         from ..upstream.loading import model_class
@@ -116,7 +118,7 @@ def batch(
     named = sorted({line.item["voice"] for line in left if "voice" in line.item})
     how: dict[str, Any] = {"ending": format.value, "times": times, **({"slots": slots} if slots else {})}
     if ray:
-        held = Actors(actors, actor_cpus, actor_gpus)
+        held = Actors(actors, 1.0 if actor_cpus is None else actor_cpus, actor_gpus)
         speaking: Any = speaking_on_ray(screen, left, output, held, wanted, settings, voices, named, **how)
     else:
         loaded = speaking_model(screen, wanted, settings, voices, named)

@@ -50,7 +50,9 @@ def bench(
     matrix: Annotated[bool, typer.Option("--matrix", help="Many configurations, each in its own process.")] = False,
     presets: Annotated[
         list[str] | None,
-        typer.Option("--presets", help="Rows of --matrix: fast,low_vram+sequential; all presets where left out."),
+        typer.Option(
+            "--presets", help="Rows of --matrix: fast,low_vram+sequential; all presets where left out, none: upstream."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", dir_okay=False, help="PNG of --matrix: speed against memory.")
@@ -130,6 +132,8 @@ def print_benchmark(screen: Screen, data: dict[str, Any], result: Benchmark) -> 
     screen.print(f"model: {data['model']['family']} on {data['model']['device']}, {data['model']['weights']}")
     passes = ", ".join(result.plan.running) or "none"
     screen.print(f"passes: {passes}; applied in {max(result.apply_seconds):.2f} s (not part of a run)")
+    for note in result.notes:
+        screen.print(f"note: {note}")
     tokens = f"{last.tokens} tokens, " if last.tokens else ""
     screen.print(f"speech: {tokens}{last.audio_seconds:.2f} s; {len(result.pairs)} pairs of runs, median (min-max)")
     screen.print()

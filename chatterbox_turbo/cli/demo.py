@@ -128,6 +128,8 @@ def _print(screen: Screen, files: dict[str, Path], data: dict[str, Any], result:
     screen.print(summary(data))
     screen.print(f"model: {data['model']['family']} on {data['model']['device']}, {weights}")
     screen.print(str(result.plan))
+    for note in result.notes:
+        screen.print(f"note: {note}")
     screen.print()
     screen.print(metrics_table(result.metrics))
     screen.print()

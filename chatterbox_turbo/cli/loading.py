@@ -242,6 +242,7 @@ def _save(folder: Path, wanted: Wanted) -> None:
         saving.join()
     finally:
         saving.terminate()
+        saving.join()  # it writes into a folder that is removed next
     if saving.exitcode:
         raise ModelUnavailableError(
             f"The synthetic {wanted.family} checkpoint could not be written to {folder}.",

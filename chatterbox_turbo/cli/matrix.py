@@ -13,6 +13,7 @@ import typer
 from . import options
 from .loading import Source, Wanted, source_of
 from .machine import provenance, summary, version
+from .progress import ended_by_sigterm
 from .screen import Screen, table
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     AUTOCAST: {"fidelity": "lossy", "precision": {"autocast": "bfloat16"}},
 }
 EXTRA = (f"auto+{AUTOCAST}",)  # rows that no preset is, and that a table ought to have
-NO_MATPLOTLIB = "no picture: matplotlib is not installed"
 
 
 def matrix(
@@ -50,9 +50,11 @@ def matrix(
     rows = rows_named(names, config, screen.debug)
     if plot is not None:
         options.check_writable(plot)
+        if not version("matplotlib"):
+            raise typer.BadParameter("--plot needs matplotlib: pip install 'chatterbox-turbo[plot]'.")
     measured: list[Row] = []
     interrupted = False
-    with source_of(screen, wanted) as (source, description):
+    with ended_by_sigterm(), source_of(screen, wanted) as (source, description):
         request = _request(wanted.family, text, voice)
         data = {
             **provenance(screen.arguments),
@@ -82,7 +84,7 @@ def rows_named(names: list[str], file: Path | None, debug: bool = False) -> dict
     """Configurations by name, upstream (``None``) first.
 
     Args:
-        names: presets, each with additions behind a +; by default all presets, and ``EXTRA``.
+        names: presets, each with additions behind a +; by default all presets, and ``EXTRA``; ``upstream`` alone: none.
         file: one more row.
 
     Raises:
@@ -94,7 +96,7 @@ def rows_named(names: list[str], file: Path | None, debug: bool = False) -> dict
 
     wanted = [part.strip() for name in names for part in name.split(",") if part.strip()]
     rows: dict[str, OptimizationConfig | None] = {UPSTREAM: None}
-    for name in wanted or ([] if file else [*PRESETS, *EXTRA]):
+    for name in wanted or [*PRESETS, *EXTRA]:
         preset, *added = name.split("+")
         if name == UPSTREAM:
             continue
@@ -157,9 +159,6 @@ def _save(screen: Screen, path: str | None, data: dict[str, Any], rows: list[Row
 
 
 def _draw(screen: Screen, path: Path, data: dict[str, Any], rows: list[Row]) -> None:
-    if not version("matplotlib"):
-        screen.note(NO_MATPLOTLIB)
-        return
     from .matrix_plot import Point, draw
 
     points = [

@@ -157,5 +157,5 @@ def check_writable(path: Path) -> Path:
     except OSError as error:
         raise typer.BadParameter(f"cannot write {path}: {error.strerror or error}.") from None
     if not existed:
-        path.unlink()
+        path.resolve().unlink()  # of a link that led nowhere, what it leads to now
     return path

@@ -41,6 +41,11 @@ def prepare(
     with screen.step("importing torch"), screen.quiet():
         import torch
     settings = options.configuration(screen, preset, config)
+    if settings.budget is not None and not (checkpoint or download):
+        raise typer.BadParameter(
+            "a budget is planned by the sizes of a model, and the one of few layers fits into any: "
+            "give --checkpoint or --download, or a configuration without it that has the options it leads to."
+        )
     wanted = Wanted(model.value, options.device_named(device), size.value, checkpoint=checkpoint, fallback=False)
     on_cpu = wanted.device.startswith("cpu")
     if on_cpu:

@@ -29,12 +29,17 @@ def presets(
         import torch
 
         from ..budget.machine import Machine
+        from ..runtime.device.devices import best_device
 
-        here = Machine.of(torch.device(options.device_named(device)))
+        here = Machine.of(torch.device(best_device() if device == "auto" else options.device_named(device)))
     recommended, reason = here.preset()
     if json:
         listing = {
-            name: {"description": DESCRIPTIONS.get(name, ""), "sets": PRESETS[name], "config": config.model_dump()}
+            name: {
+                "description": DESCRIPTIONS.get(name, ""),
+                "sets": _sets(name, config),
+                "config": config.model_dump(),
+            }
             for name, config in configs.items()
         }
         best = {"preset": recommended, "reason": reason, "machine": str(here)}
@@ -60,6 +65,13 @@ def _config(name: str) -> Any:
     from ..config.presets import PRESETS
 
     return OptimizationConfig.from_preset(name) if name in PRESETS else resolve(name)  # which names the nearest one
+
+
+def _sets(name: str, config: Any) -> Mapping[str, Any]:
+    """What a preset sets, or a file with its preset."""
+    from ..config.presets import PRESETS
+
+    return PRESETS[name] if name in PRESETS else config.model_dump(exclude_unset=True)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config.messages import nearest
 from ..errors import InvalidRequestError, brief, describe
+from ..runtime.voice import names
 from ..speech.lines import Line
 from .voice_folder import VoiceFolder
 
@@ -147,7 +148,11 @@ def _name(value: Any) -> str:
     name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"the id is {brief(value)}: it names a file")
-    if _REFUSED.search(name) or name[0] in ". " or name[-1] in ". " or len(name.encode(errors="replace")) > LONGEST:
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError(f"the id {brief(name)} has half of a character, which no file's name can have")
+    if names.is_device(name):
+        raise ValueError(f"the id {brief(name)} is a name that Windows keeps for a device")
+    if _REFUSED.search(name) or name[0] in ". " or name[-1] in ". " or len(name.encode()) > LONGEST:
         raise ValueError(f"the id {brief(name)} is no name of a file: letters, digits, - and _ are")
     return name
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,10 +61,15 @@ def say(
     needs_name(voice, voice_folder)
     voices, spoken_with = chosen(voice, voice_folder)
     sink = check_sink(output) if stream else "file"
+    if stream:
+        context.with_resource(redirect_stdout(sys.stderr))  # what upstream prints is no sample
+    told = screen.note if stream else screen.print
     output = output or Path("speech.wav")
     if sink == "file":
         _check_format(output)
         options.check_writable(output)
+    if memory_png is not None and stream:
+        raise typer.BadParameter("--memory-png is without --stream, whose memory is not recorded over time: --memory.")
     if memory_png is not None:
         options.check_writable(memory_png)
         if not version("matplotlib"):
@@ -90,36 +97,38 @@ def say(
 
         if stream:
             metrics, lead = play(speaker.turbo.stream(seed=seed, **request), sink, output, speaker.sr)
-            tell(screen, metrics, lead, {"file": str(output), "pcm": "standard output", "card": "sound card"}[sink])
-            return
-        start = time.perf_counter()
-        torch.manual_seed(seed)
-        wav = speaker.generate(**request)
-        seconds = time.perf_counter() - start
+        else:
+            start = time.perf_counter()
+            torch.manual_seed(seed)
+            wav = speaker.generate(**request)
+            seconds = time.perf_counter() - start
+            marked = detected(speaker.watermarker, wav, speaker.sr)
         usage = speaker.turbo.memory()
-        marked = detected(speaker.watermarker, wav, speaker.sr)
+    if loaded.kind == "synthetic":
+        told(f"model: {loaded.description}")
+    if stream:
+        tell(screen, metrics, lead, {"file": str(output), "pcm": "standard output", "card": "sound card"}[sink])
+        _show_memory(told, usage, memory, None)
+        return
     soundfile.write(output, wav.squeeze(0).cpu().numpy(), speaker.sr)
     length = wav.shape[-1] / speaker.sr
-    if loaded.kind == "synthetic":
-        screen.print(f"model: {loaded.description}")
     mark = "watermark detected" if marked else "NO WATERMARK DETECTED"
     screen.print(f"{output}: {length:.2f} s of speech in {seconds:.2f} s ({seconds / length:.2f}x real time), {mark}")
-    if memory:
-        show_memory(screen, usage)
-    if memory_png is not None:
-        screen.print(f"{usage.plot(memory_png)}: memory over the time of the request")
+    _show_memory(told, usage, memory, memory_png)
     if not marked:
         raise typer.Exit(1)
 
 
-def show_memory(screen: Screen, usage: Usage) -> None:
-    """The table of the memory, and the lines below it."""
-    shown = table("", *usage.columns)
-    for row in usage.rows():
-        shown.add_row(*row)
-    screen.print(shown)
-    for note in usage.notes():
-        screen.print(note)
+def _show_memory(told: Callable[[Any], None], usage: Usage, shown: bool, picture: Path | None) -> None:
+    """The table of the memory with the lines below it, and the picture, where they are asked for."""
+    if shown:
+        rows = table("", *usage.columns)
+        for row in usage.rows():
+            rows.add_row(*row)
+        for line in (rows, *usage.notes()):
+            told(line)
+    if picture is not None:
+        told(f"{usage.plot(picture)}: memory over the time of the request")
 
 
 def _text(argument: str | None) -> str:
@@ -132,7 +141,8 @@ def _text(argument: str | None) -> str:
 def _check_format(output: Path) -> None:
     import soundfile
 
-    known = sorted(name.lower() for name in soundfile.available_formats())
+    # RAW has no coding of its own, and no header to read it by
+    known = {name.lower() for name in soundfile.available_formats()} - {"raw"}
     if output.suffix[1:].lower() not in known:
         raise typer.BadParameter(f"unknown audio format {output.suffix!r} of {output}: use .wav or .flac.")
 

@@ -54,9 +54,9 @@ class Screen:
         lines = [part.strip() for part in message.splitlines() if part.strip()]
         self.err.print(f"error: {'; '.join(lines)}", soft_wrap=True)
 
-    def note(self, message: str) -> None:
-        """A line on stderr."""
-        self.err.print(message, soft_wrap=True)
+    def note(self, message: Any) -> None:
+        """A line or table on stderr."""
+        self.err.print(message, soft_wrap=not isinstance(message, Table))
 
     @contextmanager
     def step(self, message: str) -> Iterator[None]:

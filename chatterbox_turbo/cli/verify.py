@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import describe
 from . import options
 from .bench import on_gpu, print_findings, samples
 from .loading import Loaded, Wanted, load_model, request_for, why_unavailable
@@ -47,6 +48,22 @@ class Outcome:
     watermarked: bool | None = None
 
 
+@dataclass
+class Found:
+    """Of all families so far: weights by family, outcomes, what only a GPU can tell, notes, and what went wrong."""
+
+    models: dict[str, str] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
+    gpus: list[Findings] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failures: dict[str, BaseException] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> list[Outcome]:
+        """Promises that are."""
+        return [outcome for outcome in self.outcomes if outcome.verdict == "broken"]
+
+
 def verify(
     context: typer.Context,
     model: Annotated[
@@ -83,9 +100,7 @@ def verify(
         else:
             families = [name.value for name in model or ModelName if model or not why_unavailable(name.value)]
     settings = options.configuration(screen, preset, config)
-    outcomes: list[Outcome] = []
-    models: dict[str, str] = {}
-    gpus: list[Findings] = []
+    found = Found()
     for family in families:
         wanted = Wanted(
             family,
@@ -94,45 +109,82 @@ def verify(
             synthetic=not (real or checkpoint),
             checkpoint=checkpoint,
         )
-        loaded = load_model(screen, wanted)
-        models[family] = loaded.description
-        outcomes += _carry_out(screen, loaded, settings, TEXTS[:texts], range(seeds))
-        gpus += on_gpu(screen, loaded.model, settings, request_for(loaded.model, TEXTS[0]))
-    broken = [outcome for outcome in outcomes if outcome.verdict == "broken"]
+        try:
+            loaded = load_model(screen, wanted)
+            found.models[family] = loaded.description
+            _carry_out(screen, loaded, settings, TEXTS[:texts], range(seeds), found)
+            found.gpus += on_gpu(screen, loaded.model, settings, request_for(loaded.model, TEXTS[0]))
+        except (Exception, KeyboardInterrupt) as error:  # what was found of others is not lost
+            found.failures[family] = error
+            if isinstance(error, KeyboardInterrupt):
+                break
+    if found.outcomes:
+        _show(screen, found, settings, TEXTS[:texts], seeds, json)
+    *others, last = [None, *found.failures.items()]
+    for family, error in filter(None, others):
+        screen.error(f"{family}: {error}")
+    if last is not None:
+        raise last[1]
+    if found.broken:
+        raise typer.Exit(1)
+
+
+def _show(
+    screen: Screen, found: Found, settings: OptimizationConfig, texts: Sequence[str], seeds: int, json: str | None
+) -> None:
+    broken, models = found.broken, found.models
     data = {
         **provenance(screen.arguments),
         "models": models,
         "config": settings.model_dump(),
-        "texts": TEXTS[:texts],
+        "texts": texts,
         "seeds": seeds,
         "broken": len(broken),
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-        "gpu": [found.to_dict() for found in gpus],
+        "outcomes": [asdict(outcome) for outcome in found.outcomes],
+        "notes": found.notes,
+        "failures": {family: describe(error) for family, error in found.failures.items()},
+        "gpu": [one.to_dict() for one in found.gpus],
     }
     if json is not None:
         screen.write_json(data, json)
-    if json != "-":
-        screen.print(data["command"])
-        screen.print(summary(data))
-        for family, description in models.items():
-            screen.print(f"model: {family}, {description}")
-        screen.print()
-        screen.print(outcomes_table(outcomes))
-        for found in gpus:
-            print_findings(screen, found)
-        screen.print(f"\n{len(broken)} broken" if broken else "\nevery promise is kept")
+    if json == "-":
+        return
+    screen.print(data["command"])
+    screen.print(summary(data))
+    for family, description in models.items():
+        screen.print(f"model: {family}, {description}")
+    screen.print()
+    screen.print(outcomes_table(found.outcomes))
+    for note in found.notes:
+        screen.print(f"note: {note}")
+    for one in found.gpus:
+        print_findings(screen, one)
     if broken:
-        raise typer.Exit(1)
+        screen.print(f"\n{len(broken)} broken")
+    elif found.failures:
+        screen.print(f"\nno promise is broken, but not everything was looked at: {', '.join(found.failures)}")
+    else:
+        screen.print("\nevery promise is kept")
 
 
 def _carry_out(
-    screen: Screen, loaded: Loaded, settings: OptimizationConfig, texts: Sequence[str], seeds: Sequence[int]
-) -> list[Outcome]:
+    screen: Screen,
+    loaded: Loaded,
+    settings: OptimizationConfig,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    found: Found,
+) -> None:
     requests = [request_for(loaded.model, text) for text in texts]
     if "audio" in requests[0]:
         requests = requests[:1]  # voice conversion takes no text
+
+    def note(line: str) -> None:
+        found.notes += [] if line in found.notes else [line]
+
     with screen.step("comparing"), screen.quiet():
-        return promises(loaded.model, settings, requests, seeds, announce=screen.announce)
+        for outcome in promises(loaded.model, settings, requests, seeds, announce=screen.announce, note=note):
+            found.outcomes.append(outcome)  # each at once: the next one may raise
 
 
 def promises(
@@ -142,32 +194,38 @@ def promises(
     seeds: Sequence[int],
     passes: Sequence[Pass] = (),
     announce: Callable[[str], None] = lambda step: None,
-) -> list[Outcome]:
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterator[Outcome]:
     """Upstream once for every request and seed, then each pass that would run alone, then all; model unchanged.
 
     Args:
         requests: keyword arguments of ``generate``.
         passes: passes from outside the package.
+        note: called with how what is compared differs from the configuration, and why (``measure.beside``).
     """
+    from ..api import inspect
+    from ..measure.beside import beside_upstream
     from ..runtime.device.tf32 import full_precision
 
+    chosen = beside_upstream(model, config, requests, passes)
+    plan = inspect(model, chosen.config, passes=passes)
+    for line in chosen.notes:
+        note(f"{plan.family}: {line}")
     with full_precision():  # convolutions on CUDA use TF32 by default, in which upstream is 53 dB from itself
-        return _promises(model, config, requests, seeds, passes, announce)
+        yield from _promises(model, plan, requests, seeds, passes, announce)
 
 
-def _promises(model, config, requests, seeds, passes, announce) -> list[Outcome]:
-    from ..api import inspect
+def _promises(model, plan, requests, seeds, passes, announce) -> Iterator[Outcome]:
     from ..config import FIDELITIES, OptimizationConfig
     from ..measure.fidelity import sample
 
-    plan = inspect(model, config, passes=passes)
+    config = plan.config
     announce(f"{plan.family}: upstream")
     pairs = [(request, seed) for request in requests for seed in seeds]
     references = [sample(model, seed, request) for request, seed in pairs]
-    outcomes = []
     for p, step in zip(plan.passes, plan.steps, strict=True):
         if step.status == "skipped":
-            outcomes.append(Outcome(plan.family, step.name, step.fidelity, "skipped", step.reason))
+            yield Outcome(plan.family, step.name, step.fidelity, "skipped", step.reason)
         if step.status != "on":
             continue
         announce(f"{plan.family}: {step.name}")
@@ -177,15 +235,14 @@ def _promises(model, config, requests, seeds, passes, announce) -> list[Outcome]
         }
         alone = OptimizationConfig(fidelity=config.fidelity, **sections)
         outside = (p,) if p in passes else ()
-        outcomes.append(_outcome(model, alone, outside, pairs, references, plan.family, step.name, step.fidelity))
+        yield _outcome(model, alone, outside, pairs, references, plan, step.name, step.fidelity)
     if plan.running:
         announce(f"{plan.family}: {TOGETHER}")
         weakest = max((plan.step(name).fidelity for name in plan.running), key=FIDELITIES.index)
-        outcomes.append(_outcome(model, config, passes, pairs, references, plan.family, TOGETHER, weakest))
-    return outcomes
+        yield _outcome(model, config, passes, pairs, references, plan, TOGETHER, weakest)
 
 
-def _outcome(model, config, passes, pairs, references, family, name, promise) -> Outcome:
+def _outcome(model, config, passes, pairs, references, plan, name, promise) -> Outcome:
     from ..api import optimized
     from ..errors import TurboError
     from ..measure.divergence import token_divergence
@@ -197,12 +254,14 @@ def _outcome(model, config, passes, pairs, references, family, name, promise) ->
     except TurboError:
         raise
     except Exception as error:  # whatever a pass raises is the finding
-        return Outcome(family, name, promise, "broken", f"raises {type(error).__name__}: {error}")
+        return Outcome(plan.family, name, promise, "broken", f"raises {type(error).__name__}: {error}")
     found = [compare_samples(model, a, b) for a, b in zip(ours, references, strict=True)]
-    figures = str(token_divergence(model, config, pairs[0][0])) if config.halves_t3 and name != TOGETHER else ""
+    decoded = plan.step("decoding").status == "on"  # not by a model without T3
+    halved = decoded and config.halves_t3 and name != TOGETHER
+    figures = str(token_divergence(model, config, pairs[0][0])) if halved else ""
     complaints = list(dict.fromkeys(filter(None, (comparison.broken(promise) for comparison in found))))
     return Outcome(
-        family,
+        plan.family,
         name,
         promise,
         "broken" if complaints else "measured" if promise == "lossy" else "kept",

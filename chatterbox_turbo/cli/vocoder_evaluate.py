@@ -38,6 +38,10 @@ def evaluate(
     Distances are of unmarked samples; the WAVs carry PerTh's watermark.
     """
     screen = options.screen_of(context)
+    if json not in (None, "-"):
+        options.check_writable(Path(json))
+    if output is not None:
+        _check_folder(output)
     with screen.step("importing torch"), screen.quiet():
         import torch
 
@@ -76,13 +80,23 @@ def evaluate(
     shown = table(f"{result.count} recordings, {result.seconds:.0f} s; {loaded.description}", "", *result.figures)
     for column in vocoders.COLUMNS:
         shown.add_row(column, *(_cell(column, figures.get(column)) for figures in result.figures.values()))
-    screen.print(shown)
+    tell = screen.note if json == "-" else screen.print  # standard output is the JSON alone
+    tell(shown)
     data = {"recordings": result.count, "seconds": result.seconds, "weights": loaded.description}
     data |= {"vocoder": None if vocoder is None else str(vocoder), "rows": result.figures}
     if output is not None:
         _write(screen, output, result.heard, mel.sample_rate, data)
+        tell(f"written to {output}")
     if json is not None:
         screen.write_json(data, json)
+
+
+def _check_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot make the folder {output}: {error.strerror or error}.") from None
+    options.check_writable(output / "evaluation.json")
 
 
 def _cell(column: str, value: float | None) -> str:
@@ -94,7 +108,6 @@ def _cell(column: str, value: float | None) -> str:
 def _write(screen: Screen, output: Path, heard: list[dict[str, Any]], rate: int, data: dict[str, Any]) -> None:
     import soundfile
 
-    output.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(heard):
         for name, samples in rows.items():
             soundfile.write(output / f"{number}-{name.lower()}.wav", samples, rate, subtype="PCM_16")
@@ -105,4 +118,3 @@ def _write(screen: Screen, output: Path, heard: list[dict[str, Any]], rate: int,
         draw(output / "spectrograms.png", heard[0], rate, "one recording, and what vocoders make of its mel frames")
     except ImportError:
         screen.note('no picture: pip install "chatterbox-turbo[plot]"')
-    screen.print(f"written to {output}")

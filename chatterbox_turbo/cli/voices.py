@@ -61,8 +61,12 @@ def add(
         kept = apply(speaker, {**rest, "conditioning": {}}).turbo.voices
         kept.add(name, audio)
     folder.mkdir(parents=True, exist_ok=True)
-    kept.export(name, _path(folder, name), replace=replace)
-    screen.print(f"{_path(folder, name)}: {_line(kept.show(name))}")
+    path = _path(folder, name)
+    new = path.with_name(f".{path.name}.new")  # what is there is not read: it may be damaged
+    new.unlink(missing_ok=True)
+    kept.export(name, new)
+    new.replace(path)
+    screen.print(f"{path}: {_line(kept.show(name))}")
 
 
 @app.command("list")
@@ -138,6 +142,7 @@ def import_(
 
     screen = options.screen_of(context)
     name = _checked(file.stem if name is None else name)
+    _check_free(folder, name, replace)
     named = voice_files.read_any(file, None if model is None else model.value)
     folder.mkdir(parents=True, exist_ok=True)
     _write(screen, _path(folder, name), named, replace)

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..runtime.device.quantized import QuantizedLinear
 from ..upstream import t3 as upstream_t3
 from ..upstream import warmup
 from ..upstream.families import Parts, identify
+from .beside import beside_upstream
 from .fidelity import Comparison, Sample, compare_samples, sample
 from .levels import memory_levels
 
@@ -121,12 +122,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Pairs of runs (upstream, optimized) of the same request and seed, and what was applied."""
+    """Pairs of runs (upstream, optimized) of the same request and seed, and what was applied.
+
+    ``notes``: how that differs from what was asked for, and why (``beside``).
+    """
 
     pairs: list[tuple[Run, Run]]
     plan: Plan
     comparison: Comparison  # of the last pair
     apply_seconds: list[float]
+    notes: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> list[Metric]:
@@ -155,6 +160,7 @@ class Benchmark:
             "comparison": asdict(self.comparison),
             "apply_seconds": self.apply_seconds,
             "passes": [asdict(step) for step in self.plan.steps],
+            "notes": list(self.notes),
         }
 
 
@@ -182,6 +188,8 @@ def measure(
         bandwidth: measure the memory bandwidth of the model's device, before each run.
         announce: called with a line before each step.
     """
+    asked = beside_upstream(model, config, [request], passes)
+    config = asked.config
     announce("warming up")
     warm_up(model, request)
     if warm_up_both:
@@ -204,7 +212,7 @@ def measure(
             theirs = run(model, seed, request, bandwidth)
         pairs.append((theirs, ours))
     comparison = compare_samples(model, pairs[-1][1].sample, pairs[-1][0].sample)
-    return Benchmark(pairs, plan, comparison, applied)
+    return Benchmark(pairs, replace(plan, asked=asked.plan.request), comparison, applied, asked.notes)
 
 
 def run(model: Any, seed: int, request: dict[str, Any], bandwidth: bool = False) -> Run:

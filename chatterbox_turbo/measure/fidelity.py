@@ -23,6 +23,7 @@ from ..passes.base import Pass
 from ..passes.watermark import detected
 from ..runtime.device.tf32 import full_precision
 from ..upstream.families import Parts, identify
+from .beside import beside_upstream
 
 NUMERICAL_SNR_DB = 60.0
 
@@ -117,6 +118,7 @@ def compare(
     Both without TF32, which convolutions on CUDA use by default: upstream's samples then differ from themselves by
     about 53 dB, with noise of 1e-7 on its input. A pass that asks for TF32 has it.
     """
+    config = beside_upstream(model, config, requests, passes).config
     pairs = [(request, seed) for request in requests for seed in seeds]
     with full_precision():
         references = [sample(model, seed, request) for request, seed in pairs]

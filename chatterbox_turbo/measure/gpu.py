@@ -19,6 +19,7 @@ from ..runtime.device.graphs import Tally, tallying
 from ..runtime.device.tf32 import convolves_in_tf32, full_precision
 from ..upstream.families import identify
 from .benchmark import Run, run
+from .beside import beside_upstream
 from .fidelity import compare_samples, sample
 
 SHOWN = 12  # places of waits, most frequent first
@@ -92,7 +93,7 @@ def examine(model: Any, config: Config, request: dict[str, Any], seed: int = 0) 
     upstream = _side(theirs, _waits(model, seed, request))
     with full_precision():
         reference = sample(model, seed, request)
-    with optimized(model, config):
+    with optimized(model, beside_upstream(model, config, [request]).config):
         with tallying() as first:
             run(model, seed, request)
         with tallying() as again:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..api import apply
+from ..api import apply, inspect
 from ..config import FIDELITIES, OptimizationConfig
 from ..errors import describe
 from ..memory import weights
@@ -25,6 +25,7 @@ from ..runtime.memory import readings
 from ..runtime.memory.free_memory import is_out_of_memory
 from ..upstream.families import identify
 from .benchmark import Run, run, warm_up
+from .beside import at_once
 from .halves import quality_of, reference_of
 
 
@@ -64,10 +65,13 @@ class Worker:
         job.prepare()
         self._imports = readings.level(device)
         self._model = job.load()
-        start = time.perf_counter()
         self._last: Run | None = None
-        if job.config is not None:
-            apply(self._model, job.config)
+        self._note, config = "", job.config
+        if config is not None:
+            config, self._note = at_once(identify(self._model), inspect(self._model, config), config, [job.request])
+        start = time.perf_counter()
+        if config is not None:
+            apply(self._model, config)
         self._applied = time.perf_counter() - start
         warm_up(self._model, job.request)
         if job.config is not None and job.config.memory.chosen("clear") == "between":
@@ -83,7 +87,7 @@ class Worker:
             "apply_seconds": self._applied,
             "passes": [] if plan is None else [asdict(step) for step in plan.steps],
             "promise": None if plan is None else _weakest(plan),
-            "notes": [] if plan is None else _left_out(plan),
+            "notes": [] if plan is None else [*_left_out(plan), *filter(None, [self._note])],
         }
 
     def speak(self) -> dict[str, Any]:

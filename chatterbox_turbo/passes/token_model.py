@@ -35,6 +35,11 @@ UPSTREAMS_LIMIT = 1000  # that generate asks for
 LAG = 4  # steps that a GPU runs ahead of the host: more than a copy of a few bytes takes
 
 
+def longest_of(t3: Any, section: Any) -> int:
+    """Speech tokens that ``generate`` has at most, whatever the text, by the section ``decoding``."""
+    return min(section.max_new_tokens or UPSTREAMS_LIMIT, upstream_t3.token_capacity(t3))
+
+
 class TokenModel:
     """T3 as a function from requests to speech tokens, in upstream's terms.
 
@@ -88,8 +93,7 @@ class TokenModel:
     @property
     def longest(self) -> int:
         """Speech tokens that ``generate`` has at most, whatever the text."""
-        capacity = upstream_t3.token_capacity(self._t3)
-        return min(self._section.max_new_tokens or UPSTREAMS_LIMIT, capacity)
+        return longest_of(self._t3, self._section)
 
     def prepare(self) -> str:
         """Read the weights as they are now and choose a step for them; the remark for the report."""

@@ -67,15 +67,7 @@ class LongText:
     def __init__(self, pipeline: Pipeline, timed: bool = False):
         self._pipeline, self._section, self._timed = pipeline, pipeline.engines.text, timed
         self._slots = min(SLOTS, pipeline.slots or SLOTS)
-        section = self._section
-        target, longest = section.lengths
-        self.splitting = Splitting(
-            target=target,
-            longest=longest,
-            shortest=min(1.0, target),
-            pauses=dict(section.pauses),
-            normalize=section.normalize,
-        )
+        self.splitting = splitting_of(self._section)
 
     def generate(self, *args: Any, **kwargs: Any) -> Tensor:
         """As ``Pipeline.generate``, of a text of any length."""
@@ -100,7 +92,7 @@ class LongText:
         text, language = given["text"], given.get("language_id")
         engine = self._pipeline.engines.token_model
         limit = UPSTREAMS_LIMIT if engine is None else engine.longest
-        if estimate_tokens(text, language) <= FULL * limit and not self._section.normalize:
+        if fits(text, language, limit) and not self._section.normalize:
             return []
         return self.cut([text], language)
 
@@ -209,6 +201,23 @@ class _Try:
         else:
             return False
         return True
+
+
+def splitting_of(section: Any) -> Splitting:
+    """How texts are cut, by the section ``text`` of a configuration."""
+    target, longest = section.lengths
+    return Splitting(
+        target=target,
+        longest=longest,
+        shortest=min(1.0, target),
+        pauses=dict(section.pauses),
+        normalize=section.normalize,
+    )
+
+
+def fits(text: str, language: str | None, limit: int) -> bool:
+    """Whether a text is estimated to be said within so many speech tokens."""
+    return estimate_tokens(text, language) <= FULL * limit
 
 
 def _whole(blocks: Iterable[Tensor]) -> Tensor:

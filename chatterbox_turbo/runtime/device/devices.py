@@ -29,6 +29,11 @@ def device_named(name: str | torch.device) -> str:
     return name
 
 
+def best_device() -> str:
+    """What a machine has for a model: CUDA, else Apple's GPU, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def with_index(device: torch.device) -> torch.device:
     """The same device whatever becomes the current one: ``cuda`` is this thread's current CUDA device."""
     if device.type == "cuda" and device.index is None:

@@ -39,6 +39,11 @@ def folded(name: str) -> str:
     return composed(composed(name).casefold())
 
 
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file's name for a device, whatever its ending."""
+    return name.partition(".")[0].strip().casefold() in _DEVICES
+
+
 def _why_not(name: Any) -> str:
     if not isinstance(name, str):
         return "A name is text"
@@ -53,6 +58,6 @@ def _why_not(name: Any) -> str:
             return f"It has the character {character!r}"
     if name != name.strip() or name[0] in ".-" or name[-1] == ".":
         return "It begins with '.' or '-', ends with '.', or has a space at an end"
-    if name.partition(".")[0].strip().casefold() in _DEVICES:
+    if is_device(name):
         return "Windows keeps that name for a device"
     return ""
