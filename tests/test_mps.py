@@ -94,7 +94,7 @@ def test_nothing_of_the_hot_path_makes_float64_on_a_device():
     allowed = {
         ("t3/alignment.py", "precision = torch.float32 if device.type == \"mps\" else torch.float64"),
         ("device/quantized.py", ").double()"),  # tables, on the host
-        ("device/quantized.py", "torch.zeros(1, dtype=torch.float64)"),
+        ("device/quantized.py", "torch.zeros(1, dtype=torch.float64, device=\"cpu\")"),
         ("voice/blending.py", "stacked"),  # of voices on the host
         ("s3gen/streamed_vocoder.py", 'torch.float32 if device.type == "mps" else torch.float64'),
         ("loading/tensor_file.py", 'torch.float64: "F64"'),  # formats of files

@@ -38,7 +38,7 @@ class VoiceFolder:
             VoiceFileError: it is neither, or the voice's file is damaged.
         """
         from ..config.messages import nearest
-        from ..errors import VoiceFileError, brief
+        from ..errors import LONG, VoiceFileError, brief
 
         if self._paths:
             from ..runtime.voice import names
@@ -54,9 +54,11 @@ class VoiceFolder:
             return {"audio_prompt_path": voice}
         problem = "is a directory" if path.is_dir() else "does not exist"
         if self._folder is None:
-            raise VoiceFileError(f"The recording {brief(voice)} {problem}; the name of a voice needs --voice-folder.")
+            raise VoiceFileError(
+                f"The recording {brief(voice, LONG)} {problem}; the name of a voice needs --voice-folder."
+            )
         raise VoiceFileError(
-            f"There is no voice {brief(voice)} in {brief(str(self._folder))}{nearest(voice, self._paths)}, "
+            f"There is no voice {brief(voice)} in {brief(str(self._folder), LONG)}{nearest(voice, self._paths)}, "
             "and no recording of that name."
         )
 

@@ -280,8 +280,8 @@ class Speaker:
             yield now._pipeline
 
     def _require(self, what: str, instead: str) -> None:
-        if self.token_model is None:
-            step = self.plan.step("decoding")
+        step = self.plan.step("decoding")
+        if step.status != "on":
             raise UnavailablePassError(
                 f"{what} need the decoding pass.",
                 f"On this model it is {step.status}: {step.reason}.",
