@@ -84,7 +84,7 @@ def test_a_file_that_is_none_is_named_in_the_list(folder, capsys):
 
 
 def test_a_damaged_voice_is_replaced(folder, models):
-    turbo.revert(models("english"))  # a model of this session's, where a command loads its own
+    turbo.revert(models("english"))  # a kept model, where a command loads its own
     before = (folder / "anna.safetensors").read_bytes()
     (folder / "anna.safetensors").write_text("nothing")
     assert main(["voices", "add", "anna", WHOLE, "--folder", str(folder), "--synthetic", "--replace"]) == 0
