@@ -136,7 +136,7 @@ def test_processes_that_end(tmp_path):
 
 
 class InThisProcess:
-    """A process that is none: the same worker, on a model of this session's; one that has no room the first time."""
+    """A process that is none: the same worker, on a model that is here; one that has no room the first time."""
 
     rooms = {"exact": 1}  # tries that fail, by preset
     open = 0
