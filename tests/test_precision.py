@@ -165,6 +165,13 @@ def test_a_processor_without_bf16_is_told(monkeypatch, english):
         turbo.apply(english, {**HALF, "precision": {"t3": "auto", "enabled": True}})
 
 
+@pytest.mark.skipif(not half_precision.CPUINFO.exists(), reason="not Linux")
+def test_where_linux_does_not_tell_them_the_instruction_sets_are_the_same(monkeypatch, tmp_path):
+    told = half_precision.cpu_flags()
+    monkeypatch.setattr(half_precision, "CPUINFO", tmp_path / "cpuinfo")
+    assert half_precision.cpu_flags() == told
+
+
 @needs_bf16
 def test_half_precision_beside_tf32_that_cannot_run_says_both(english):
     turbo.apply(english, {**HALF, "precision": {"t3": "auto", "tf32": True}})

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-CPU_FLAGS = ("avx512_bf16", "amx_bf16", "amx_int8", "avx512_fp16")
+CPUINFO = Path("/proc/cpuinfo")
+# by Linux's names, and LLVM's
+CPU_FLAGS = {
+    "avx512_bf16": "avx512bf16",
+    "amx_bf16": "amx-bf16",
+    "amx_int8": "amx-int8",
+    "avx512_fp16": "avx512fp16",
+}
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,13 +42,24 @@ def best_format(device: torch.device) -> tuple[str, str]:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of half precision that the processor has (Linux; elsewhere empty)."""
+    """Instruction sets of half precision that the processor has: as Linux tells, elsewhere as LLVM finds out."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        found = _features()
+        return {flag for flag, name in CPU_FLAGS.items() if found.get(name)}
     flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
     return {flag for flag in CPU_FLAGS if flag in flags}
+
+
+def _features() -> Mapping[str, bool]:
+    """The processor's features, by LLVM's names; nothing where it cannot tell."""
+    try:
+        from llvmlite.binding import get_host_cpu_features
+
+        return get_host_cpu_features()
+    except (ImportError, OSError, RuntimeError):  # its library does not load, or does not know this system
+        return {}
 
 
 @dataclass(frozen=True)
