@@ -14,17 +14,19 @@ ROOT = Path(__file__).parent.parent
 METRICS = {"t3", "t3_step", "flow", "vocoder", "watermark", "end_to_end", "real_time_factor", "peak_memory"}
 
 
-def command(folder: Path, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Run the command in its own process, with ``folder`` as the working directory."""
+def command(
+    folder: Path, *arguments: str, stdin: str | None = None, encoding: str = "utf-8", **environment: str
+) -> subprocess.CompletedProcess:
+    """Run the command in its own process, with ``folder`` as the working directory; ``encoding``: of its streams."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, "-m", "chatterbox_turbo.cli", *arguments],
         cwd=folder,
         input=stdin,
         capture_output=True,
-        text=True,
+        encoding=encoding,
         # one thread: on a busy machine the threads of a tiny model mostly wait for each other
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding, **environment},
         timeout=300,
     )
 

@@ -40,7 +40,7 @@ class Screen:
         self.debug = False
         # with the streams of now: while upstream is silenced, sys.stdout and sys.stderr are others
         self.out, self.err = (
-            Console(file=stream, width=None if stream.isatty() else WIDTH, markup=False, highlight=False)
+            Console(file=_any(stream), width=None if stream.isatty() else WIDTH, markup=False, highlight=False)
             for stream in (sys.stdout, sys.stderr)
         )
         self._status: Status | None = None
@@ -106,11 +106,23 @@ class Screen:
 
     def write_json(self, data: Mapping[str, Any], path: str) -> None:
         """Write to a file, or to stdout where the path is ``-``; infinite figures become strings."""
-        text = json.dumps(_finite(data), indent=2, ensure_ascii=False)
+        data = _finite(data)
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        try:
+            text.encode(self.out.encoding if path == "-" else "utf-8")
+        except UnicodeEncodeError:  # names of files need not be text
+            text = json.dumps(data, indent=2)
         if path == "-":
             self.out.file.write(text + "\n")
         else:
             Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _any(stream: Any) -> Any:
+    """A stream that writes what its encoding lacks (on Windows often cp1252) as ``\\u017c``, as stderr always does."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 class _Nowhere(io.TextIOBase):
