@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,5 +145,22 @@ def test_it_is_for_who_asks(english):
 
 def test_a_device_without_it():
     assert why_no_autocast(torch.device("cpu"), torch.bfloat16) == ""
-    assert "no autocast to float64 on cpu" in why_no_autocast(torch.device("cpu"), torch.float64)
+    with pytest.warns(UserWarning, match="not supported"):  # torch's own
+        assert "no autocast to float64 on cpu" in why_no_autocast(torch.device("cpu"), torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "no autocast to float64 on cpu" in why_no_autocast(torch.device("cpu"), torch.float64)
     assert "no autocast to bfloat16 on meta" in why_no_autocast(torch.device("meta"), torch.bfloat16)
+
+
+def test_looking_for_autocast_leaves_the_filters_of_warnings_alone():
+    """They are the process's: two threads that each put theirs back leave those of one of them behind."""
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: why_no_autocast(torch.device("cpu"), torch.bfloat16), range(2000)))
+    finally:
+        sys.setswitchinterval(interval)
+        left, warnings.filters[:] = list(warnings.filters), before
+    assert left == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -42,10 +41,10 @@ def why_no_autocast(device: torch.device, dtype: torch.dtype) -> str:
     """Why torch cannot autocast to a format on a device, or an empty string."""
     name = str(dtype).removeprefix("torch.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where it has no such format, torch warns and goes on without, or raises
-            with torch.autocast(device.type, dtype):
-                follows = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == dtype
-    except RuntimeError as error:
+        # Where it has no such format, torch raises, or warns and goes on without. That warning may be seen: filters are
+        # the process's, and to set them here would unsettle those of other threads.
+        with torch.autocast(device.type, dtype):
+            follows = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == dtype
+    except (RuntimeError, UserWarning) as error:  # the latter where a filter makes errors of warnings
         return f"torch has no autocast to {name} on {device.type} ({describe(error)})"
     return "" if follows else f"torch has no autocast to {name} on {device.type}"
