@@ -15,6 +15,7 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo import synthetic
 from chatterbox_turbo.cluster import application
 from chatterbox_turbo.errors import InvalidRequestError
+from chatterbox_turbo.server.app import SpeechServer
 from chatterbox_turbo.server.limits import Limits
 from chatterbox_turbo.speech.files import as_16_bit
 from chatterbox_turbo.speech.stream import joined
@@ -86,3 +87,10 @@ def test_bad_arguments_are_refused():
         application(model, replicas=(3, 2))
     with pytest.raises(InvalidRequestError, match="replicas is -1, but must be 0 or more"):
         application(model, replicas=(-1, 2))
+
+
+def test_a_replica_has_no_more_in_flight_than_its_budget_was_planned_for():
+    speaker = turbo.apply(model(), {"memory_budget": "8GB", "budget_slots": 2, "decoding": {"progress": "off"}})
+    with pytest.raises(InvalidRequestError, match=r"slots is 3, but the budget was planned for 2 at once"):
+        SpeechServer(speaker, limits=Limits(slots=3))
+    SpeechServer(speaker, limits=Limits(slots=2)).worker.close()

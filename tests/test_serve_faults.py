@@ -283,7 +283,7 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys, monkeypatch, tmp
     assert "converts speech" in error(capsys, "serve", "--synthetic", "--model", "vc")[1]
     (tmp_path / "turbo.toml").write_text('memory_budget = "8GB"\nbudget_slots = 2\n')
     code, message = error(capsys, "serve", "--synthetic", "--slots", "3", "--config", str(tmp_path / "turbo.toml"))
-    assert code == 2 and "--slots 3" in message and "holds for 2" in message
+    assert code == 2 and "slots is 3" in message and "planned for 2 at once" in message
     with pytest.raises(TurboError, match="Cannot listen"):
         listen("192.0.2.1", 80)
 

@@ -67,6 +67,9 @@ def serve(
     from ..server.limits import MB, Limits
 
     settings = options.configuration(screen, preset, config)
+    with screen.step("importing torch"), screen.quiet():
+        from ..runtime.cpu.threads import apart
+        from ..server.running import Server, listen
     limits = Limits(
         slots=_slots(screen, slots, settings),
         queue=queue,
@@ -75,9 +78,6 @@ def serve(
         recording=max_recording,
         draining=drain,
     )
-    with screen.step("importing torch"), screen.quiet():
-        from ..runtime.cpu.threads import apart
-        from ..server.running import Server, listen
     size = options.size_for(size, checkpoint)
     wanted = Wanted(model.value, options.device_named(device), size, stop_after, synthetic, checkpoint, fallback=False)
     with listen(host, port) as listening:
@@ -120,11 +120,13 @@ def _slots(screen: Screen, asked: int | None, settings: OptimizationConfig) -> i
     Raises:
         typer.BadParameter: more were asked for.
     """
-    if settings.budget is None:
-        return asked or SLOTS
-    most = settings.budget_slots
-    if asked is not None and asked > most:
-        raise typer.BadParameter(f"--slots {asked}: the memory budget holds for {most} at once; raise budget_slots.")
+    from ..budget.measurement import slots_within
+    from ..errors import InvalidRequestError
+
+    try:
+        most = slots_within(settings, asked) or SLOTS
+    except InvalidRequestError as error:
+        raise typer.BadParameter(f"--{error}") from None
     if asked is None and most < SLOTS:
         screen.note(f"--slots is {most}: the memory budget holds for no more at once (budget_slots).")
     return asked or min(SLOTS, most)

@@ -31,7 +31,8 @@ def application(
     ``limits.queue`` more, and answers others 503.
 
     Args:
-        load: gives the optimized model, with ``decoding.streams`` of ``limits.slots``; pickled, called once a replica.
+        load: gives the optimized model, with ``decoding.streams`` of ``limits.slots``, and with a memory budget as many
+            ``budget_slots``, or the replica ends; pickled, called once a replica.
         folder: of voices, under one path on every machine. Voices are uploaded to the replica that has the request, and
             the others know them with their next request.
         key: what clients must send.

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
+from ..budget.measurement import slots_within
 from ..upstream.families import identify
 from . import answers, audio, recordings, refusals
 from .gate import OPEN, VOICES, Gate, Status
@@ -51,10 +52,12 @@ class SpeechServer:
 
     Raises:
         VoiceFileError: a voice of the folder is damaged or of another model.
+        InvalidRequestError: ``limits.slots`` are more than the model's memory budget was planned for.
     """
 
     def __init__(self, model: Any, folder: Path | None = None, limits: Limits | None = None, key: str | None = None):
         self.limits, self.status = limits or Limits(), Status()
+        slots_within(model.turbo.config, self.limits.slots)
         parts = identify(model)
         self.family, self._rate = parts.family, model.sr
         known = getattr(type(model), "get_supported_languages", dict)
