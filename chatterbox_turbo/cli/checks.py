@@ -88,6 +88,7 @@ def devices() -> Iterator[Check]:
     """The processor and each GPU, with what half precision gains there."""
     import torch
 
+    from ..runtime.device.devices import best_device
     from ..runtime.device.half_precision import cpu_flags
 
     flags = ", ".join(sorted(cpu_flags()))
@@ -107,13 +108,7 @@ def devices() -> Iterator[Check]:
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         yield Check("cuda", "ok", f"no device ({built})")
-    yield preset(torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"))
-
-
-def _has_mps() -> bool:
-    import torch
-
-    return torch.backends.mps.is_available()
+    yield preset(torch.device(best_device()))
 
 
 def preset(device: torch.device) -> Check:
