@@ -76,7 +76,8 @@ def test_the_presets_command_looks_at_apples_gpu_as_doctor_does(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert devices.best_device() == "mps"
-    assert "recommended on mps" in list(checks.devices())[-1].detail
+    monkeypatch.setattr(Machine, "of", classmethod(lambda cls, device: a_machine(device.type, 16, "")))
+    assert "recommended on mps: mps" in list(checks.devices())[-1].detail
 
 
 def test_presets_are_shown_with_what_they_set(capsys, monkeypatch):

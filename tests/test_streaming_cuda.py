@@ -39,9 +39,10 @@ def test_streams_beside_each_other_sound_as_alone_on_a_cpu_and_wait_for_samples_
         assert joined(its).shape == other.shape and snr_db(joined(its), other) > DECIBELS
 
 
-def test_after_a_full_warm_up_streams_begin_without_a_capture(simulated):
+@pytest.mark.parametrize("budget", [{}, {"vram_budget": "8GB", "budget_slots": 2}], ids=["no budget", "budget"])
+def test_after_a_full_warm_up_streams_begin_without_a_capture(simulated, budget):
     machine, model = simulated.machine, synthetic.build("turbo", "tiny", device="cuda:0", stop_after=24)
-    turbo.apply(model, {"decoding": {"progress": "off", "streams": 2}, "warmup": {"level": "full"}})
+    turbo.apply(model, {"decoding": {"progress": "off", "streams": 2}, "warmup": {"level": "full"}, **budget})
     networks = [model.turbo._engines.flow.solver, model.turbo._engines.vocoder.network]
     assert all(len(network.runner.captured) == 1 for network in networks)
     spent = [dict(network._spent) for network in networks]  # by windows that had no graph
@@ -55,4 +56,7 @@ def test_after_a_full_warm_up_streams_begin_without_a_capture(simulated):
         torch.manual_seed(1)
         model.generate(TEXTS[0])
     assert seen.counts["replays"] and not seen.counts["captures"]
+    if budget:
+        cache = model.turbo._engines.token_model.prepared.current().backbone.cache
+        assert 0 < cache.nbytes <= model.turbo.plan.fit.estimate.phases["t3"].cache
     turbo.revert(model)

@@ -52,7 +52,7 @@ class WarmupPass(Pass):
                 # upstream's Llama loop would leave a submodule and hooks behind, and has nothing to warm up
                 upstream.speak(parts, TOKENS, with_t3="decoding" in context.applied)
                 if context.engines.token_model is not None:
-                    _capture(context, streams=level == "full" and context.config.budget is None)
+                    _capture(context, streams=level == "full")
             finally:  # not journalled: nothing of it outlives this call
                 setattr(parts.model, attribute, voice)
                 if context.voices is not None:
@@ -65,10 +65,7 @@ class _Reached(BaseException):
 
 
 def _capture(context: Context, streams: bool) -> None:
-    """Have T3's graphs for what ``generate`` asks it for by its own defaults; ``streams``: and those of streams.
-
-    Those are left out where there is a memory budget, which is planned without them.
-    """
+    """Have T3's graphs for what ``generate`` asks it for by its own defaults; ``streams``: and those of streams."""
     engine, requests = context.engines.token_model, []
 
     def keep(*args: Any, **kwargs: Any) -> None:
