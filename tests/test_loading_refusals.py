@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import ModelUnavailableError, SlowLoadingWarning
 from chatterbox_turbo.runtime.loading import construction
 from chatterbox_turbo.runtime.loading.mapped_files import MappedFiles
-from chatterbox_turbo.upstream.loading import family_in, is_cached, model_class
+from chatterbox_turbo.upstream.loading import family_in, is_cached, key_file, model_class
 
 pytestmark = pytest.mark.usefixtures("nothing_global_changes")
 
@@ -220,11 +221,15 @@ def test_the_command_loads_the_same_way(copy, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t3_23lang.safetensors", "t3_mtl23ls_v2.safetensors"])
-def test_multilingual_weights_of_each_release_are_found(monkeypatch, tmp_path, name):
+def test_multilingual_weights_are_cached_where_they_are_those_that_the_installed_release_reads(
+    monkeypatch, tmp_path, name
+):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / name).touch()
     (tmp_path / "old" / "s3gen.safetensors").touch()
     assert family_in(tmp_path / "old") == "multilingual"
     assert not is_cached("multilingual")
     in_cache(monkeypatch, tmp_path, tmp_path / "old", "ResembleAI/chatterbox")
-    assert is_cached("multilingual") and not is_cached("english")
+    read = name in inspect.getsource(model_class("multilingual").from_local)
+    assert is_cached("multilingual") == read and not is_cached("english")
+    assert (key_file("multilingual")[1] == name) == read

@@ -15,7 +15,7 @@ from ..errors import LONG, InvalidRequestError, ModelUnavailableError, TurboErro
 from . import quantized_checkpoint
 from .class_names import CLASSES, FOLDER
 from .families import FAMILIES, TITLES, identify
-from .rebinding import from_local, from_pretrained, once, original
+from .rebinding import from_local, from_pretrained, once, original, spelled_out
 from .survey import Surveyed
 from .survey import survey as survey_of
 
@@ -55,8 +55,22 @@ def model_class(family: str) -> Any:
 
 def key_file(family: str) -> tuple[str, str]:
     """Hub repository and name of a checkpoint file that stands for the family."""
-    repository, names = _KEY_FILES[family]
+    repository, names = _key_files(family)
     return repository, names[0]
+
+
+def _key_files(family: str) -> tuple[str, tuple[str, ...]]:
+    """Hub repository and, of the files that releases have had, those that the installed one reads.
+
+    All of them where it is missing, or its loader spells none out.
+    """
+    repository, names = _KEY_FILES[family]
+    try:
+        loader = original(model_class(family).from_local)
+    except ModelUnavailableError:
+        loader = None
+    read = spelled_out(loader.__code__) if loader else []
+    return repository, tuple(name for name in names if name in read) or names
 
 
 def family_in(folder: Path, named: str | None = None) -> str:
@@ -86,7 +100,7 @@ def is_cached(family: str) -> bool:
     """Whether the checkpoint of a family is in the Hugging Face cache of this user."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository, names = _KEY_FILES[family]
+    repository, names = _key_files(family)
     return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
 
 

@@ -273,14 +273,17 @@ def _rebound(function: FunctionType, names: dict[str, Any]) -> FunctionType:
     return twin
 
 
+def spelled_out(code: CodeType) -> list[str]:
+    """The strings that code has in it, those of its tuples too."""
+    items = (item for one in code.co_consts for item in (one if isinstance(one, tuple) else [one]))
+    return [item for item in items if isinstance(item, str)]
+
+
 def _in_parallel(code: CodeType) -> Callable[..., str]:
     """``hf_hub_download`` that fetches, with the first file of a checkpoint, all others that the code spells out."""
     import huggingface_hub
 
-    constants = [
-        item for constant in code.co_consts for item in (constant if isinstance(constant, tuple) else [constant])
-    ]
-    files = [item for item in constants if isinstance(item, str) and Path(item).suffix in _FILES]
+    files = [name for name in spelled_out(code) if Path(name).suffix in _FILES]
     folders: dict[str, Path] = {}
 
     def download(repo_id: str, filename: str, **options: Any) -> str:
