@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cli_tools import error, watermark_in
+from cli_tools import command, error, watermark_in
 from training_tools import MEL, mel_function, voiced, write_recordings
 
 import chatterbox_turbo as turbo
@@ -252,6 +252,25 @@ def test_distillation_by_the_command(audio, tmp_path, capsys):
     assert described.training["data"] == "1 utterances of vc, synthetic tiny"
     code, line = error(capsys, *arguments[:-1], "english")
     assert code == 1 and "teacher" in line
+
+
+def test_a_run_begins_with_the_weights_and_sizes_of_a_checkpoint(audio, checkpoint, tmp_path):
+    small = ("--discriminator-width", "0.0625", "--batch", "2", "--frames", "8", *QUICK, "--steps", "1")
+    arguments = ("vocoder", "train", "--audio", str(audio), "-o", "run", *small)
+    begun = ("--begin-with", str(checkpoint))
+    done = command(tmp_path, *arguments, "--learning-rate", "0", *begun)
+    assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "run" / "checkpoints").iterdir()
+    before, after = (vocos_checkpoint.load(folder) for folder in (checkpoint, made))
+    assert after.architecture == before.architecture
+    theirs = before.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in after.state_dict().items())
+    sizes = ("--dim", "16", "--intermediate-dim", "24", "--layers", "1")
+    refused = command(tmp_path, *arguments, "--learning-rate", "0", *sizes)  # another run than this, whose folder it is
+    assert refused.returncode == 1 and "begin_with was" in refused.stderr.splitlines()[-1], refused.stderr
+    nothing = command(tmp_path, *arguments[:5], "other", *small, "--begin-with", "nowhere")
+    assert nothing.returncode == 1 and "nowhere" in nothing.stderr.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_arguments(audio, checkpoint, tmp_path, capsys):
