@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -12,12 +17,13 @@ import torch.nn.functional as F
 from llvmlite.binding import get_host_cpu_features
 from numba import njit
 
+import chatterbox_turbo as turbo
 from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.runtime.cpu import attention as by_pairs
 from chatterbox_turbo.runtime.cpu import instructions
 from chatterbox_turbo.runtime.cpu import products as kernels
 from chatterbox_turbo.runtime.cpu import tile_attention as by_tiles
-from chatterbox_turbo.runtime.cpu.instructions import FAST, multiplies_pairs, round_to_bf16, to_bf16
+from chatterbox_turbo.runtime.cpu.instructions import EXACT, FAST, multiplies_pairs, round_to_bf16, to_bf16
 from chatterbox_turbo.runtime.cpu.threads import kernel_threads, why_no_kernels
 from chatterbox_turbo.runtime.cpu.tiles import multiplies_tiles
 from chatterbox_turbo.runtime.layers import Linear, Norm
@@ -140,6 +146,47 @@ def test_a_kernel_that_cannot_be_saved_runs_all_the_same():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         instructions.KERNELS.remove(doubled)
     assert njit(cache=True)(doubled.py_func)(2) == 4, "what was left on disk is read by the next process"
+
+
+OLDER = """
+from chatterbox_turbo.runtime.cpu import instructions, products
+import numpy as np
+instructions.round_to_bf16(np.ones((1, 16), np.float32), np.empty((1, 16), np.int16))
+print(*instructions.compilations())
+"""
+
+
+def test_a_kernel_is_compiled_anew_once_the_file_of_another_has_changed(tmp_path):
+    # it may have that other one inside, which numba does not look at
+    copy = tmp_path / "chatterbox_turbo"
+    shutil.copytree(Path(turbo.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+
+    def compilations() -> list[int]:
+        command = [sys.executable, "-c", OLDER]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return [int(count) for count in result.stdout.split()]
+
+    (first, found), (again, kept) = compilations(), compilations()
+    assert first > 0 and kept > 0 and found == again == 0
+    with (copy / "runtime" / "cpu" / "products.py").open("a") as file:
+        file.write("# changed\n")
+    assert compilations() == [first, 0]
+
+
+@pytest.mark.skipif(not instructions.has("avx2"), reason="it is about this processor's instructions")
+@pytest.mark.parametrize("name", ["project_gated", "project_gelu"])
+def test_activations_are_computed_by_vector_instructions(name):
+    rows, width = 2, kernels.GRANULE
+    # numba does not show the code of what it has found on disk
+    kernel = njit(parallel=True, fastmath=EXACT)(getattr(kernels, name).py_func)
+    x, bias = np.ones((rows, width), np.float32), np.zeros(width, np.float32)
+    if name == "project_gelu":
+        kernel(np.ones((width, width), np.float32), bias, x, np.empty((rows, width), np.float32), 1)
+    else:
+        kernel(np.ones((2 * width, width), np.float32), x, np.empty((rows, 2 * width), np.float32), 1)
+    code = "".join(kernel.inspect_asm().values())
+    assert re.search(r"vdivps\s.*%[yz]mm", code), "one number at a time: an eighth of the speed"
 
 
 def test_numbers_of_threads_are_the_callers_afterwards():

@@ -8,17 +8,21 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import TEXT, onlooker, speak
+from snapshots import difference, snapshot
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo.config import PRECISION_PARTS
 from chatterbox_turbo.errors import InvalidConfigError, UnavailablePassError
 from chatterbox_turbo.measure.benchmark import t3_bytes
 from chatterbox_turbo.measure.divergence import token_divergence
+from chatterbox_turbo.measure.fidelity import snr_db
 from chatterbox_turbo.passes.base import Context
 from chatterbox_turbo.passes.precision import PrecisionPass
 from chatterbox_turbo.runtime.device import half_precision
 from chatterbox_turbo.runtime.device.half_precision import best_format, cast
 from chatterbox_turbo.runtime.device.tf32 import allowed, tf32
 from chatterbox_turbo.upstream.families import identify
+from chatterbox_turbo.upstream.stages import stages
 
 LOSSY = {"fidelity": "lossy", "decoding": {"progress": "off"}}
 
@@ -110,7 +114,7 @@ def test_divergence_from_fp32_is_small_and_not_nothing(model):
 def test_the_preset_fast_uses_it_and_auto_does_not(english):
     assert turbo.inspect(english, "fast").step("precision").status == "on"
     assert turbo.inspect(english, "auto").step("precision").status == "off"
-    fp32 = {"preset": "fast", "precision": {"t3": "float32", "flow": "float32"}}
+    fp32 = {"preset": "fast", "precision": dict.fromkeys(PRECISION_PARTS, "float32")}
     assert turbo.inspect(english, fp32).step("precision").status == "off"
 
 
@@ -151,7 +155,7 @@ def test_every_card_gets_the_format_that_it_is_good_at(monkeypatch, models, capa
     class OnCuda(type(parts)):
         device = torch.device("cuda")
 
-    context = Context(OnCuda(**vars(parts)), config, planned=["decoding", "flow"])
+    context = Context(OnCuda(**vars(parts)), config, planned=["decoding", "flow", "vocoder"])
     reason = PrecisionPass().check(context)
     assert (said in reason) if not wanted else reason == ""
     assert not wanted or PrecisionPass()._format(context, "t3") == (wanted, said)
@@ -183,3 +187,67 @@ def test_half_precision_beside_tf32_that_cannot_run_says_both(english):
 def test_half_precision_without_the_static_backbone_is_a_contradiction(decoding):
     with pytest.raises(InvalidConfigError, match="only the static backbone reads weights in half precision"):
         turbo.OptimizationConfig(fidelity="lossy", precision={"t3": "auto"}, decoding=decoding)
+
+
+# -- half precision of the encoder and the vocoder -------------------------------------------------------------
+
+ACOUSTIC = {"encoder": 45.0, "vocoder": 35.0}  # dB, of mel frames and of samples
+
+
+def acoustic_half(model):
+    """Mel frames, and samples of the same frames whoever has made them."""
+    parts = identify(model)
+    own, frames = stages(parts), torch.randn(1, 80, 100, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        mel = own.frames(torch.arange(60) % 50, own.voice_reference(parts.voice))
+        torch.manual_seed(0)
+        return {"encoder": mel.clone(), "vocoder": own.vocode(frames).clone()}
+
+
+@needs_bf16
+@pytest.mark.parametrize("model", ["english", "turbo", "vc"], indirect=True)
+@pytest.mark.parametrize("part", ACOUSTIC)
+def test_encoder_and_vocoder_in_half_precision_are_near_and_not_the_same(model, part):
+    turbo.apply(model, LOSSY)
+    right = acoustic_half(model)
+    turbo.revert(model)
+    before = snapshot(model)
+    turbo.apply(model, {**LOSSY, "precision": {part: "auto"}})
+    assert "in bfloat16" in model.turbo.plan.step("precision").reason
+    found = acoustic_half(model)
+    turbo.revert(model)
+    assert difference(before, snapshot(model)) == []
+    assert ACOUSTIC[part] < snr_db(found[part], right[part]) < 90
+    (other,) = set(ACOUSTIC) - {part}
+    if other == "vocoder":
+        assert torch.equal(right[other], found[other]), "the other part is not in half precision"
+
+
+@needs_bf16
+def test_the_vocoders_own_weights_stay_as_they_are(english):
+    before = {name: (p.data_ptr(), p.dtype) for name, p in english.s3gen.mel2wav.named_parameters()}
+    turbo.apply(english, {**LOSSY, "precision": {"vocoder": "bfloat16"}})
+    speak(english)
+    assert {name: (p.data_ptr(), p.dtype) for name, p in english.s3gen.mel2wav.named_parameters()} == before
+    assert "residual blocks in bfloat16" in str(english.turbo.report())
+
+
+@needs_bf16
+def test_weights_of_the_vocoder_that_are_loaded_later_are_used(english):
+    turbo.apply(english, {**LOSSY, "precision": {"vocoder": "bfloat16"}})
+    first = acoustic_half(english)["vocoder"]
+    state = {name: value.clone() for name, value in english.s3gen.mel2wav.state_dict().items()}
+    try:
+        other = {name: value * 0.5 if "resblocks" in name else value for name, value in state.items()}
+        english.s3gen.mel2wav.load_state_dict(other)
+        assert not torch.equal(acoustic_half(english)["vocoder"], first)
+    finally:
+        english.s3gen.mel2wav.load_state_dict(state)
+    assert torch.equal(acoustic_half(english)["vocoder"], first)
+
+
+@pytest.mark.parametrize(("part", "section"), [("encoder", "flow"), ("vocoder", "vocoder")])
+def test_half_precision_of_what_upstream_computes_is_a_contradiction(part, section):
+    with pytest.raises(InvalidConfigError, match=rf"precision\.{part} is .*{section}\.enabled is false"):
+        turbo.OptimizationConfig(fidelity="lossy", precision={part: "auto"}, **{section: {"enabled": False}})

@@ -23,7 +23,11 @@ pytestmark = pytest.mark.skipif(
 )
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 QUIET = {"progress": "off", "kernel": "torch"}
-KEEP = {"fidelity": "lossy", "decoding": QUIET, "precision": {"t3": "bfloat16", "flow": "bfloat16"}}
+KEEP = {
+    "fidelity": "lossy",
+    "decoding": QUIET,
+    "precision": {"t3": "bfloat16", "flow": "bfloat16", "encoder": "bfloat16"},
+}
 DISCARD = {**KEEP, "precision": {**KEEP["precision"], "originals": "discard"}}
 EXACT = {"preset": "exact", "decoding": {"progress": "off"}}
 
@@ -70,7 +74,10 @@ def test_discarded_originals_come_back_rounded_and_everything_else_exactly(own):
     half = sum(p.nbytes for p in weights(own).values() if p.dtype == BF16)
     assert f"original weights given up ({half / 2**20:.1f} MiB)" in reason(own)
     samples = speak(own)
-    with pytest.warns(OriginalsDiscardedWarning, match=r"T3 \(bfloat16\), flow estimator \(bfloat16\).*load"):
+    with pytest.warns(
+        OriginalsDiscardedWarning,
+        match=r"T3 \(bfloat16\), flow estimator \(bfloat16\), flow encoder \(bfloat16\).*load",
+    ):
         turbo.revert(own)
     found = rounded(before, copies(own))
     assert any(name.startswith("t3.") for name in found) and any(name.startswith("s3gen.") for name in found)
@@ -194,7 +201,7 @@ def test_no_memory_to_restore_undoes_nothing(monkeypatch, own, config, at):
 def test_no_memory_to_take_a_failed_apply_back_puts_the_rest_back(monkeypatch, own):
     guards = dict(vars(own))
     monkeypatch.setattr(Cast, "_before", failing(Cast._before, 1))
-    with pytest.raises(TurboError, match=r"number format of the flow estimator.*out of memory.*Load the model again"):
+    with pytest.raises(TurboError, match=r"number format of the flow encoder.*out of memory.*Load the model again"):
         turbo.apply(own, DISCARD, passes=[Fails()])
     assert vars(own) == guards
 
@@ -211,6 +218,7 @@ def test_a_part_that_is_cast_afterwards_is_as_if_cast_alone(own, config, dtype):
     try:
         cast(own, "t3", dtype)
         cast(own, "s3gen.flow.decoder.estimator", dtype)
+        cast(own, "s3gen.flow.encoder", dtype)
         assert torch.isfinite(speak(own)).all()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OriginalsDiscardedWarning)
@@ -218,7 +226,7 @@ def test_a_part_that_is_cast_afterwards_is_as_if_cast_alone(own, config, dtype):
     finally:
         own.conds = conds
     for name, parameter in weights(own).items():
-        part = name.startswith(("t3.", "s3gen.flow.decoder.estimator."))
+        part = name.startswith(("t3.", "s3gen.flow.decoder.estimator.", "s3gen.flow.encoder."))
         assert parameter.dtype == (dtype if part else FP32), name
         if config is KEEP and dtype != FP16:  # whose range is too small for every bf16 number
             assert torch.equal(parameter, before[name].to(parameter.dtype)), name

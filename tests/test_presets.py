@@ -10,7 +10,7 @@ import torch
 from chatterbox_turbo.budget import machine
 from chatterbox_turbo.budget.machine import Machine
 from chatterbox_turbo.cli import checks, main
-from chatterbox_turbo.config import DESCRIPTIONS, PRESETS, OptimizationConfig, exceeds
+from chatterbox_turbo.config import DESCRIPTIONS, PRECISION_PARTS, PRESETS, OptimizationConfig, exceeds
 from chatterbox_turbo.runtime.device import devices
 
 GB = 10**9
@@ -86,12 +86,12 @@ def test_presets_are_shown_with_what_they_set(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "* vram_4gb " in shown and shown.count("*") == 2
     assert "recommended on this machine: vram_4gb (a GPU with 4.00 GB of memory)" in shown
-    assert "precision: t3 auto, flow auto; flow: batch_frames 2500" in shown
+    assert "precision: t3 auto, flow auto, encoder auto, vocoder auto; flow: batch_frames 2500" in shown
     assert main(["presets", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["default"] == "auto" and data["recommended"]["preset"] == "vram_4gb"
     assert data["presets"]["exact"]["config"]["fidelity"] == "exact"
-    assert data["presets"]["fast"]["sets"]["precision"] == {"t3": "auto", "flow": "auto"}
+    assert data["presets"]["fast"]["sets"]["precision"] == dict.fromkeys(PRECISION_PARTS, "auto")
 
 
 def test_every_option_of_some(capsys, tmp_path):

@@ -20,7 +20,7 @@ from ..runtime.device.quantized import SCHEMES, QuantizedLinear
 from ..runtime.t3.backbone import padded
 from ..runtime.t3.kv_cache import bucketed
 from ..runtime.t3.voice_prefixes import LEAST
-from ..upstream import flow_weights, sizes, t3_weights
+from ..upstream import encoder_weights, flow_weights, sizes, t3_weights
 from ..upstream.t3_quantization import schemes
 from . import work
 
@@ -145,6 +145,7 @@ def _after(context: Context) -> tuple[dict[int, int], int]:
     readers = {
         "t3": lambda: t3_weights.matrices(parts.t3),
         "flow": lambda: list(flow_weights.matrices(flow_weights.estimator_of(parts.s3gen))),
+        "encoder": lambda: list(encoder_weights.matrices(encoder_weights.encoder_of(parts.s3gen))),
     }
     for part, matrices in readers.items():
         name = PrecisionPass().format_for(context, part)
@@ -194,9 +195,12 @@ def _copies(context: Context) -> int:
         first = flow_weights.estimator_of(parts.s3gen).down_blocks[0][0]
         total += sum(_size(conv.weight) for conv in (first.block1.block[0], first.res_conv))
     hift = "vocoder" in context.planned and vocos.planned(context) is None
-    if hift and parts.device.type != "cpu":  # weight normalization is folded
-        named = parts.s3gen.mel2wav.named_parameters()
-        total += sum(_size(weight) for name, weight in named if name.endswith("parametrizations.weight.original1"))
+    if hift:  # weight normalization is folded, on a CPU of what is computed in half precision
+        half = bool(PrecisionPass().format_for(context, "vocoder"))
+        for name, weight in parts.s3gen.mel2wav.named_parameters():
+            halved = half and "resblocks." in name
+            if name.endswith("parametrizations.weight.original1") and (halved or parts.device.type != "cpu"):
+                total += _size(weight) // 2 if halved else _size(weight)
     if "watermark" in context.planned and context.config.watermark.device == "model":
         total += WATERMARK
     return total

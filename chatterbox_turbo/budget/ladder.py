@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import OptimizationConfig, merge
+from ..config import PRECISION_PARTS, OptimizationConfig, merge
 from ..errors import InvalidConfigError
 
 Values = dict[str, dict[str, Any]]
@@ -14,7 +14,7 @@ AS_CONFIGURED = "as configured"
 
 IDLE: Values = {"offload": {"mode": "idle"}}
 SEQUENTIAL: Values = {"offload": {"mode": "sequential"}}
-HALF: Values = {"precision": {"t3": "auto", "flow": "auto"}}
+HALF: Values = {"precision": dict.fromkeys(PRECISION_PARTS, "auto")}
 INT8: Values = {**HALF, "quantization": {"t3": "int8"}}
 FOUR: Values = {**HALF, "quantization": {"t3": "auto"}}
 

@@ -257,7 +257,7 @@ def _outcome(model, config, passes, pairs, references, plan, name, promise) -> O
         return Outcome(plan.family, name, promise, "broken", f"raises {type(error).__name__}: {error}")
     found = [compare_samples(model, a, b) for a, b in zip(ours, references, strict=True)]
     decoded = plan.step("decoding").status == "on"  # not by a model without T3
-    halved = decoded and config.halves_t3 and name != TOGETHER
+    halved = decoded and "t3" in config.halved and name != TOGETHER
     figures = str(token_divergence(model, config, pairs[0][0])) if halved else ""
     complaints = list(dict.fromkeys(filter(None, (comparison.broken(promise) for comparison in found))))
     return Outcome(

@@ -9,6 +9,7 @@ from .presets import DEFAULT, DESCRIPTIONS, PRESETS
 from .resolution import Config, resolve
 from .sections import (
     FIDELITIES,
+    PRECISION_PARTS,
     DecodingSection,
     Fidelity,
     FlowSection,
@@ -24,6 +25,7 @@ __all__ = [
     "DEFAULT",
     "DESCRIPTIONS",
     "FIDELITIES",
+    "PRECISION_PARTS",
     "PRESETS",
     "Config",
     "DecodingSection",

@@ -100,21 +100,28 @@ class OptimizationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> OptimizationConfig:
-        if self.halves_t3 and (self.decoding.enabled is False or self.decoding.backbone == "upstream"):
+        halved = self.halved
+        if "t3" in halved and (self.decoding.enabled is False or self.decoding.backbone == "upstream"):
             raise ValueError(
                 f'precision.t3 is "{self.precision.t3}" but decoding.'
                 + ("enabled is false" if self.decoding.enabled is False else 'backbone is "upstream"')
                 + ": only the static backbone reads weights in half precision"
             )
-        if self.halves_flow and self.flow.enabled is False:
+        for part in ("flow", "encoder"):
+            if part in halved and self.flow.enabled is False:
+                raise ValueError(
+                    f'precision.{part} is "{getattr(self.precision, part)}" but flow.enabled is false: only the solver '
+                    "of this package keeps token ids and state out of half precision"
+                )
+        if "vocoder" in halved and self.vocoder.enabled is False:
             raise ValueError(
-                f'precision.flow is "{self.precision.flow}" but flow.enabled is false: only the solver of this package '
-                "keeps token ids and state out of half precision"
+                f'precision.vocoder is "{self.precision.vocoder}" but vocoder.enabled is false: upstream\'s own code '
+                "computes in float32 only"
             )
-        if self.precision.originals == "discard" and not (self.halves_t3 or self.halves_flow):
+        if self.precision.originals == "discard" and not set(halved) - {"vocoder"}:  # of which there is a copy
             raise ValueError(
-                'precision.originals is "discard" but precision.t3 and precision.flow are float32: nothing is cast, so '
-                "there is nothing to discard"
+                'precision.originals is "discard" but precision.t3, precision.flow and precision.encoder are float32: '
+                "nothing is cast, so there is nothing to discard"
                 if self.precision.enabled is not False
                 else 'precision.originals is "discard" but precision.enabled is false: drop one of the two'
             )
@@ -194,14 +201,9 @@ class OptimizationConfig(BaseModel):
         return self.decoding.streams if self.budget is None else min(self.decoding.streams, self.budget_slots)
 
     @property
-    def halves_t3(self) -> bool:
-        """Whether the weights of T3 are asked for in half precision."""
-        return self.precision.t3 != "float32" and self.precision.enabled is not False
-
-    @property
-    def halves_flow(self) -> bool:
-        """Whether the weights of the flow estimator are asked for in half precision."""
-        return self.precision.flow != "float32" and self.precision.enabled is not False
+    def halved(self) -> tuple[str, ...]:
+        """The parts whose weights are asked for in half precision."""
+        return () if self.precision.enabled is False else self.precision.halved
 
     def sections(self) -> list[tuple[str, Section]]:
         """The sections by name, in the order of the fields."""

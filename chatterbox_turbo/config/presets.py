@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_HALF = {"t3": "auto", "flow": "auto"}
+from .sections import PRECISION_PARTS
+
+_HALF = dict.fromkeys(PRECISION_PARTS, "auto")
 _HALF_FOR_GOOD = {**_HALF, "originals": "discard"}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -88,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 DESCRIPTIONS = {
     "exact": "The same tokens and the same samples as upstream, without its defects.",
     "auto": "Every lossless pass that can run on this machine.",
-    "fast": "As auto, with T3 and the flow estimator in the half-precision format that this device is good at.",
+    "fast": "As auto, with all that speaks in the half-precision format that this device is good at.",
     "low_vram": "The least memory: T3 in four bits a weight, the rest as in fast, voice encoders away while idle.",
     "max_speed": "As fast, with T3 in four bits on CPUs, 4 steps of flow matching, and 5 s of the voice's prompt.",
     "cpu_small": "A machine with 8 GB of RAM and no GPU: T3 in int8, the rest as in fast, freed memory given back.",

@@ -219,15 +219,23 @@ class AttentionSection(Section):
         return "" if self.parts else "attention.prefill, flow and encoder are auto"
 
 
+PRECISION_PARTS = ("t3", "flow", "encoder", "vocoder")
+Format = Literal["float32", "auto", "bfloat16", "float16"]
+
+
 class PrecisionSection(Section):
     """Number formats."""
 
-    t3: Literal["float32", "auto", "bfloat16", "float16"] = Field(
+    t3: Format = Field(
         "float32",
         description="The weights of T3 while decoding. auto: the half-precision format that this device is good at.",
     )
-    flow: Literal["float32", "auto", "bfloat16", "float16"] = Field(
-        "float32", description="The weights of the flow estimator; auto as for t3. The rest of S3Gen stays float32."
+    flow: Format = Field("float32", description="The weights of the flow estimator; auto as for t3.")
+    encoder: Format = Field("float32", description="The weights of the encoder of speech tokens; auto as for t3.")
+    vocoder: Format = Field(
+        "float32",
+        description="What HiFT's residual blocks multiply; auto as for t3. The rest of it stays float32, and so does "
+        "Vocos. The weights are copied: upstream's own stay as they are.",
     )
     originals: Literal["host", "discard"] = Field(
         "host",
@@ -253,9 +261,19 @@ class PrecisionSection(Section):
 
     @property
     def idle(self) -> str:
-        if self.tf32 or self.autocast or self.t3 != "float32" or self.flow != "float32":
+        if self.tf32 or self.autocast or self.halved:
             return ""
-        return "precision.t3 and precision.flow are float32, precision.tf32 and precision.autocast are false"
+        return f"{self.plain}, precision.tf32 and precision.autocast are false"
+
+    @property
+    def halved(self) -> tuple[str, ...]:
+        """The parts that half precision is asked for."""
+        return tuple(part for part in PRECISION_PARTS if getattr(self, part) != "float32")
+
+    @property
+    def plain(self) -> str:
+        """That no part is."""
+        return " and ".join(f"precision.{part}" for part in PRECISION_PARTS) + " are float32"
 
 
 class QuantizationSection(Section):

@@ -10,6 +10,7 @@ import torch
 
 from ..config import Fidelity
 from ..runtime.device.attention_kernels import HALF, Wanted, why_not
+from ..runtime.s3gen.speech_encoder import attention_format
 from ..runtime.t3.transformer import prefill_format
 from ..upstream import encoder_weights, flow_weights, t3_weights
 from ..upstream import t3 as upstream_t3
@@ -66,13 +67,15 @@ class AttentionPass(Pass):
     def _format(self, context: Context, part: str) -> torch.dtype:
         """The format that a part attends in, once the pass precision has run."""
         parts = context.parts
-        if part == "encoder":
-            return encoder_weights.format_of(parts.s3gen)
-        option = {"prefill": "t3", "flow": "flow"}[part]
-        format_now = t3_weights.format_of(parts.t3) if part == "prefill" else flow_weights.format_of(parts.s3gen)
+        if part == "prefill":
+            option, format_now = "t3", t3_weights.format_of(parts.t3)
+        else:
+            option, weights = part, {"flow": flow_weights, "encoder": encoder_weights}[part]
+            format_now = weights.format_of(parts.s3gen)
         name = PrecisionPass().format_for(context, option)
         dtype = FORMATS[name] if name else format_now
-        return prefill_format(dtype, parts.device) if part == "prefill" else dtype
+        narrow = {"prefill": prefill_format, "encoder": attention_format}.get(part)
+        return dtype if narrow is None else narrow(dtype, parts.device)
 
     def _obstacles(self, context: Context) -> dict[str, str]:
         """Why a part cannot have its kernel, by the part's name."""

@@ -22,7 +22,7 @@ from ..runtime.device.devices import arriving
 from ..runtime.s3gen.flow_estimator import velocity
 from ..runtime.s3gen.flow_solver import FlowSolver, schedule
 from ..runtime.s3gen.frames import stacked, valid_frames
-from ..runtime.s3gen.speech_encoder import SpeechEncoder
+from ..runtime.s3gen.speech_encoder import SpeechEncoder, attention_format
 from ..upstream import encoder_weights, flow_inputs, flow_weights
 from ..upstream.flow_inputs import FlowInputs
 from ..upstream.prepared import Prepared
@@ -130,10 +130,10 @@ class Flow:
         graphs = self._section.graphs and cuda and self._around is None
         if graphs:
             remarks.append("CUDA graphs")
-        kernels = {}
+        kernels, attends = {}, attention_format(encoder_weights.format_of(self._s3gen), weights.device)
         for part, dtype, width in (
             ("flow", weights.dtype, flow_weights.head_width(self._s3gen)),
-            ("encoder", encoder_weights.format_of(self._s3gen), encoder_weights.head_width(self._s3gen)),
+            ("encoder", attends, encoder_weights.head_width(self._s3gen)),
         ):
             wanted = self._attention.get(part)
             kernels[part], chosen = choose(wanted, dtype, weights.device, width, positions=part == "encoder")

@@ -1,4 +1,4 @@
-"""Number formats: T3 and the flow estimator in half precision or under autocast, TensorFloat-32 while generating."""
+"""Number formats: what speaks in half precision or under autocast, TensorFloat-32 while generating."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from ..runtime.device.autocasting import autocast, why_no_autocast
 from ..runtime.device.half_precision import FORMATS, best_format
 from ..runtime.device.tf32 import tf32
-from ..upstream import flow_weights, t3_weights
+from ..upstream import encoder_weights, flow_weights, t3_weights
 from ..upstream.parameters import Cast
 from .base import Context, Pass
 
-TITLES = {"t3": "T3", "flow": "flow estimator"}
-READERS = {"t3": "decoding", "flow": "flow"}  # the passes that compute with a part's weights
-AUTOCAST = {part: f"autocast of {title}" for part, title in TITLES.items()}
+TITLES = {"t3": "T3", "flow": "flow estimator", "encoder": "flow encoder", "vocoder": "vocoder's residual blocks"}
+# the passes that compute with a part's weights
+READERS = {"t3": "decoding", "flow": "flow", "encoder": "flow", "vocoder": "vocoder"}
+AUTOCAST = {part: f"autocast of {TITLES[part]}" for part in ("t3", "flow")}
 
 
 class Originals:
@@ -42,9 +43,9 @@ class PrecisionPass(Pass):
     """
 
     name = "precision"
-    summary = "T3 and flow estimator in half precision; TensorFloat-32 while generating (CUDA, capability 8.0 and up)"
+    summary = "T3, flow and vocoder in half precision; TensorFloat-32 while generating (CUDA, capability 8.0 and up)"
 
-    needs = ("decoding", "flow")  # which read the weights that are cast
+    needs = ("decoding", "flow", "vocoder")  # which read the weights in half precision
 
     def check(self, context: Context) -> str:
         obstacles = self._obstacles(context)
@@ -59,7 +60,8 @@ class PrecisionPass(Pass):
         for part, title in TITLES.items():
             if part in self._wanted(context) and part not in obstacles:
                 name, reason = self._format(context, part)
-                casts.append(self._cast(context, part, name))
+                if part != "vocoder":  # whose pass copies what it computes with
+                    casts.append(self._cast(context, part, name))
                 remarks.append(f"{title} in {name} ({reason})")
         remarks += self._autocast(context, obstacles)
         if "tf32" in self._wanted(context) and "tf32" not in obstacles:
@@ -72,12 +74,14 @@ class PrecisionPass(Pass):
 
     def _cast(self, context: Context, part: str, name: str) -> Cast:
         """Cast a part, and have its original weights let go of where that is asked for."""
+        s3gen, dtype, journal = context.parts.s3gen, FORMATS[name], context.journal
         if part == "t3":
             owner = context.parts.t3
-            made = t3_weights.cast(owner, FORMATS[name], context.journal)
+            made = t3_weights.cast(owner, dtype, journal)
+        elif part == "encoder":
+            owner, made = encoder_weights.encoder_of(s3gen), encoder_weights.cast(s3gen, dtype, journal)
         else:
-            owner = flow_weights.estimator_of(context.parts.s3gen)
-            made = flow_weights.cast(context.parts.s3gen, FORMATS[name], context.journal)
+            owner, made = flow_weights.estimator_of(s3gen), flow_weights.cast(s3gen, dtype, journal)
         if context.config.precision.originals == "discard":
             context.journal.give_up(f"{TITLES[part]} ({name})", owner, made.forget)
         return made
@@ -85,7 +89,8 @@ class PrecisionPass(Pass):
     def _autocast(self, context: Context, obstacles: dict[str, str]) -> list[str]:
         """Have autocast around the parts that it is asked for and possible for; the remarks."""
         section, device = context.config.precision, context.parts.device.type
-        parts = [part for part in TITLES if AUTOCAST[part] in self._wanted(context) and AUTOCAST[part] not in obstacles]
+        wanted = self._wanted(context)
+        parts = [part for part, name in AUTOCAST.items() if name in wanted and name not in obstacles]
         for part in parts:
             context.around[part] = partial(autocast, device, FORMATS[section.autocast])
         titles = " and ".join(TITLES[part] for part in parts)
@@ -94,9 +99,8 @@ class PrecisionPass(Pass):
 
     def _wanted(self, context: Context) -> list[str]:
         section = context.config.precision
-        halves = [part for part in TITLES if getattr(section, part) != "float32"]
         autocasts = list(AUTOCAST.values()) if section.autocast else []
-        return [*halves, *autocasts, *["tf32"] * section.tf32]
+        return [*section.halved, *autocasts, *["tf32"] * section.tf32]
 
     def _format(self, context: Context, part: str) -> tuple[str, str]:
         best, reason = best_format(context.parts.device)
@@ -108,6 +112,8 @@ class PrecisionPass(Pass):
         reader = READERS[part]
         if reader not in context.planned:
             return f"{TITLES[part]} in half precision needs the pass {reader}, which does not run here"
+        if part == "vocoder" and context.config.vocoder.kind == "vocos":
+            return "Vocos computes in float32"
         return t3_weights.why_not(context.parts.t3, context.journal) if part == "t3" else ""
 
     def _why_no_autocast(self, context: Context, part: str) -> str:
@@ -145,6 +151,6 @@ class PrecisionPass(Pass):
         return found
 
     def format_for(self, context: Context, part: str) -> str:
-        """The half-precision format that ``t3`` or ``flow`` is cast to, empty where it is left as it is."""
+        """The half-precision format of a part (``TITLES``), empty where it is left as it is."""
         wanted = "precision" in context.planned and part in self._wanted(context)
         return self._format(context, part)[0] if wanted and part not in self._obstacles(context) else ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import Fidelity, VocoderSection
 from ..runtime.device.compilation import compiled
+from ..runtime.device.half_precision import FORMATS
 from ..runtime.memory.clearing import CachePolicy
 from ..runtime.s3gen import streamed_vocoder
 from ..runtime.s3gen.streaming import Windows
@@ -22,6 +23,7 @@ from ..upstream import vocoder_weights
 from ..upstream.prepared import Prepared
 from . import vocos
 from .base import Context, Pass, Switch
+from .precision import PrecisionPass
 
 
 class VocoderPass(Pass):
@@ -51,7 +53,8 @@ class VocoderPass(Pass):
         if section.kind == "vocos":
             vocoder = vocos.put(context)
         else:
-            vocoder = Vocoder(module, section, context.config.fidelity, context.caches)
+            name = PrecisionPass().format_for(context, "vocoder")
+            vocoder = Vocoder(module, section, context.config.fidelity, context.caches, FORMATS.get(name))
         context.journal.record("buffers of the vocoder", vocoder.release)
         remark = vocoder.prepare()
         context.journal.wrap(module, "inference", lambda wrapped, _, args, kwargs: vocoder.calls(*args, **kwargs))
@@ -71,7 +74,8 @@ def in_pieces(section: VocoderSection, ceiling: Fidelity, device: torch.device) 
 class Vocoder:
     """Mel frames to samples in upstream's terms; ``calls`` are those of upstream's function.
 
-    ``ceiling``: below ``numerical`` there are no graphs. ``caches``: what is given back before a call.
+    ``ceiling``: below ``numerical`` there are no graphs. ``caches``: what is given back before a call. ``dtype``: the
+    half-precision format of the residual blocks, where they have one.
 
     Attributes:
         reach: mel frames on either side that a sample depends on.
@@ -80,8 +84,15 @@ class Vocoder:
 
     reach, windows = streamed_vocoder.SAMPLE_REACH, Windows()
 
-    def __init__(self, module: nn.Module, section: VocoderSection, ceiling: Fidelity, caches: CachePolicy):
-        self._caches = caches
+    def __init__(
+        self,
+        module: nn.Module,
+        section: VocoderSection,
+        ceiling: Fidelity,
+        caches: CachePolicy,
+        dtype: torch.dtype | None = None,
+    ):
+        self._caches, self._dtype = caches, dtype
         self._module, self._section, self._ceiling = module, section, ceiling
         self.prepared: Prepared[tuple[VocoderWeights, Network]] = Prepared(
             lambda: (module,), self._make, lambda made: made[1].release()
@@ -109,7 +120,9 @@ class Vocoder:
         device, remarks, function = self._module.conv_pre.bias.device, [], decode
         # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
         pieces = in_pieces(self._section, self._ceiling, device)
-        weights = vocoder_weights.read(self._module, device.type != "cpu", pieces)
+        weights = vocoder_weights.read(self._module, device.type != "cpu", pieces, self._dtype)
+        if self._dtype is not None:
+            remarks.append(f"residual blocks in {str(self._dtype).removeprefix('torch.')}")
         if pieces:
             remarks.append("upsampling in pieces")
         if self._section.compile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..patching import Journal
 from ..runtime.layers import Linear
 from ..runtime.s3gen.speech_encoder import EncoderWeights, Layer, Stack
 from . import parameters
-from .modules import as_conv, as_linear, as_norm, refuse_unless, unsuitable
+from .modules import as_conv, as_linear, as_norm, bias_of, refuse_unless, unsuitable
 
 Projections = tuple[nn.Linear, nn.Linear, nn.Linear]
 
@@ -35,6 +36,11 @@ def _layers(encoder: nn.Module) -> list[nn.Module]:
     return [*encoder.encoders, *encoder.up_encoders]
 
 
+def _convolutions(encoder: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d, nn.Conv1d]:
+    look_ahead = encoder.pre_lookahead_layer
+    return look_ahead.conv1, look_ahead.conv2, encoder.up_layer.conv
+
+
 def _projections(layer: nn.Module) -> Projections:
     attention = layer.self_attn
     return attention.linear_q, attention.linear_k, attention.linear_v
@@ -47,6 +53,26 @@ def fuse(s3gen: nn.Module, journal: Journal) -> None:
         return [[part.weight for part in _projections(layer)] for layer in _layers(encoder_of(s3gen))]
 
     parameters.fuse(groups, journal, "fused weights of the flow encoder")
+
+
+def cast(s3gen: nn.Module, dtype: torch.dtype, journal: Journal) -> parameters.Cast:
+    """Change the format of every matrix of the encoder; undoing restores each to the bit.
+
+    Norms and biases keep theirs, and so does everything else of S3Gen.
+    """
+    encoder = encoder_of(s3gen)
+    groups = [(encoder.after_norm.weight, matrices(encoder))]
+    return parameters.cast(groups, dtype, journal, "number format of the flow encoder")
+
+
+def matrices(encoder: nn.Module) -> Iterator[nn.Parameter]:
+    """What ``cast`` changes."""
+    for layer in _layers(encoder):
+        attention, mlp = layer.self_attn, layer.feed_forward
+        linears = [*_projections(layer), attention.linear_pos, attention.linear_out, mlp.w_1, mlp.w_2]
+        yield from (linear.weight for linear in linears)
+    yield from (embed.out[0].weight for embed in (encoder.embed, encoder.up_embed))
+    yield from (conv.weight for conv in _convolutions(encoder))
 
 
 def why_not(s3gen: nn.Module, journal: Journal) -> str:
@@ -78,13 +104,12 @@ def check(s3gen: nn.Module) -> None:
     """Raise ``UnsupportedModelError`` where the encoder computes something that the runtime does not."""
     encoder = encoder_of(s3gen)
     layers = _layers(encoder)
-    kernels = [encoder.pre_lookahead_layer.conv1, encoder.pre_lookahead_layer.conv2, encoder.up_layer.conv]
     ahead, stride = encoder.pre_lookahead_layer.pre_lookahead_len, encoder.up_layer.stride
     facts: dict[str, tuple[Any, Any]] = {
         "norms before": (bool(encoder.normalize_before) and all(layer.normalize_before for layer in layers), True),
         "global normalization": (encoder.global_cmvn is not None, False),
         "chunks": ((encoder.static_chunk_size, bool(encoder.use_dynamic_chunk)), (0, False)),
-        "kernels": ([conv.kernel_size[0] for conv in kernels], [ahead + 1, 3, 2 * stride + 1]),
+        "kernels": ([conv.kernel_size[0] for conv in _convolutions(encoder)], [ahead + 1, 3, 2 * stride + 1]),
         "attention": ({type(layer.self_attn).__name__ for layer in layers}, {"RelPositionMultiHeadedAttention"}),
         "positions": (
             {type(embed.pos_enc).__name__ for embed in (encoder.embed, encoder.up_embed)},
@@ -117,4 +142,6 @@ def _layer(module: nn.Module) -> Layer:
 
 
 def _biases(modules: Projections) -> Tensor:
-    return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias.data for m in modules])
+    each = (bias_of(module) for module in modules)
+    pairs = zip(modules, each, strict=True)
+    return torch.cat([m.weight.new_zeros(m.out_features) if bias is None else bias for m, bias in pairs])

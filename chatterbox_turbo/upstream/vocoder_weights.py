@@ -19,18 +19,20 @@ from .modules import refuse_unless, unsuitable
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
 
 
-def read(vocoder: nn.Module, fold: bool, pieces: bool = False) -> VocoderWeights:
+def read(vocoder: nn.Module, fold: bool, pieces: bool = False, residual: torch.dtype | None = None) -> VocoderWeights:
     """The weights of a ``HiFTGenerator`` as they are now: views of its parameters.
 
     Args:
         fold: fold weight normalization, into copies.
         pieces: transposed convolutions in pieces (``runtime.cpu.upsampling``).
+        residual: the residual blocks in this format, folded; ``None``: as the others.
 
     Raises:
         UnsupportedModelError: an architecture that the runtime does not compute.
     """
     check(vocoder)
     convolution = partial(_convolution, fold=fold, pieces=pieces)
+    inside = partial(_convolution, fold=fold or residual is not None, pieces=pieces, dtype=residual)
     sines = vocoder.m_source.l_sin_gen
     upsampling = vocoder.f0_upsamp.scale_factor
     source = Source(
@@ -47,8 +49,8 @@ def read(vocoder: nn.Module, fold: bool, pieces: bool = False) -> VocoderWeights
         Upsampling(
             convolution(up),
             convolution(vocoder.source_downs[index]),
-            _residual(convolution, vocoder.source_resblocks[index]),
-            tuple(_residual(convolution, block) for block in vocoder.resblocks[index * count : (index + 1) * count]),
+            _residual(inside, vocoder.source_resblocks[index]),
+            tuple(_residual(inside, block) for block in vocoder.resblocks[index * count : (index + 1) * count]),
         )
         for index, up in enumerate(vocoder.ups)
     )
@@ -117,7 +119,9 @@ def _product(module: nn.Linear) -> tuple[Tensor, Tensor]:
     return module.weight, module.bias
 
 
-def _convolution(module: nn.Conv1d | nn.ConvTranspose1d, fold: bool, pieces: bool) -> Convolution:
+def _convolution(
+    module: nn.Conv1d | nn.ConvTranspose1d, fold: bool, pieces: bool, dtype: torch.dtype | None = None
+) -> Convolution:
     transposed = isinstance(module, nn.ConvTranspose1d)
     names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if transposed else ()))
     # upstream has strides of NumPy's integers, which a compiler takes for tensors
@@ -125,6 +129,9 @@ def _convolution(module: nn.Conv1d | nn.ConvTranspose1d, fold: bool, pieces: boo
     bias = None if module.bias is None else module.bias.data
     pieces = pieces and transposed and suitable(options)
     if fold or not parametrize.is_parametrized(module, "weight"):
-        return Convolution(module.weight.detach(), None, bias, options, transposed, pieces)
+        weight = module.weight.detach()
+        if dtype is not None:
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        return Convolution(weight, None, bias, options, transposed, pieces)
     normalized = module.parametrizations.weight
     return Convolution(normalized.original1.data, normalized.original0.data, bias, options, transposed, pieces)

@@ -5,9 +5,12 @@ bf16 numbers are handed in as int16, since NumPy has no name for them. ``b`` is 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
@@ -29,22 +32,39 @@ FAST = {"contract", "nnan", "ninf", "nsz", "reassoc", "arcp"}
 
 
 def jit(**options) -> Callable:
-    """``njit`` that keeps its code on disk, where there is a place that can be written.
-
-    What is kept is thrown away when the kernel's own file changes, not when that of a kernel it calls does: after a
-    change of this file delete what ``__pycache__`` has of the others (``*.nbi``). The tests keep theirs elsewhere.
-    """
+    """``njit`` that keeps its code on disk, where there is a place that can be written."""
 
     def decorate(function):
         try:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # no writable cache folder: compiled anew in every process
             kernel = njit(**options)(function)
+        _outdate(kernel)
         _let_saving_fail(kernel)
         KERNELS.append(kernel)
         return kernel
 
     return decorate
+
+
+def _outdate(kernel) -> None:
+    """Have what is on disk of a kernel thrown away when the file of any kernel changes.
+
+    Its code has those that it calls in it, and numba looks at its own file alone: after an update a kernel would go on
+    computing with the former ones inside.
+    """
+    file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)  # numba's own, as below
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = _digest()
+
+
+@functools.cache
+def _digest() -> str:
+    """Of all files of kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _let_saving_fail(kernel) -> None:

@@ -278,9 +278,11 @@ def project(w, bias, x, y, threads):
         first, last = _share(y.shape[1], threads, thread)
         products(w, x, y, first, last)
         if bias.size:
+            some = bias[first:last]
             for r in range(y.shape[0]):
-                for n in range(first, last):
-                    y[r, n] += bias[n]
+                part = y[r, first:last]  # loops from 0 on become vector instructions, others do not
+                for n in range(part.size):
+                    part[n] += some[n]
 
 
 @jit(parallel=True, fastmath=EXACT)
@@ -292,9 +294,9 @@ def project_gated(w, x, y, threads):
         products(w, x, y, first, last)
         products(w, x, y, half + first, half + last)
         for r in range(y.shape[0]):
-            for n in range(first, last):
-                gate = y[r, n]
-                y[r, n] = gate / (np.float32(1.0) + exp(-gate)) * y[r, half + n]
+            gates, ups = y[r, first:last], y[r, half + first : half + last]
+            for n in range(gates.size):
+                gates[n] = gates[n] / (np.float32(1.0) + exp(-gates[n])) * ups[n]
 
 
 @jit(parallel=True, fastmath=EXACT)
@@ -303,8 +305,10 @@ def project_gelu(w, bias, x, y, threads):
     for thread in prange(threads):
         first, last = _share(y.shape[1], threads, thread)
         products(w, x, y, first, last)
+        some = bias[first:last]
         for r in range(y.shape[0]):
-            for n in range(first, last):
-                v = y[r, n] + bias[n]
+            part = y[r, first:last]
+            for n in range(part.size):
+                v = part[n] + some[n]
                 u = np.float32(1.5957691216) * (v + np.float32(0.044715) * v * v * v)  # twice sqrt(2 / pi)
-                y[r, n] = v / (np.float32(1.0) + exp(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u
+                part[n] = v / (np.float32(1.0) + exp(-u))  # (1 + tanh(u / 2)) / 2 is the logistic function of u

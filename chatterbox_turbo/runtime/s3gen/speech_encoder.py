@@ -104,25 +104,27 @@ class SpeechEncoder:
 
     def _transform(self, stack: Stack, x: Tensor, valid: Tensor | None) -> Tensor:
         table = self._positions(x.size(1)).to(stack.embed.weight.dtype)
-        bias = hiding(valid, stack.embed.weight.dtype)
+        bias = hiding(valid, attention_format(stack.embed.weight.dtype, x.device))
         for layer in stack.layers:
             x = self._layer(layer, x, table, bias)
         return x
 
     def _layer(self, layer: Layer, x: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         heads, dtype = self.weights.heads, layer.qkv.weight.dtype
-        h = linear(normalize(layer.attention_norm, x).to(dtype), layer.qkv.weight, layer.qkv.bias)
+        wide = attention_format(dtype, x.device)
+        h = linear(normalize(layer.attention_norm, x).to(dtype), layer.qkv.weight, layer.qkv.bias).to(wide)
         q, k, v = h.unflatten(-1, (3, heads, -1)).unbind(dim=2)
-        keys = linear(table, layer.positions.weight).unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
-        relative = Relative(((q + layer.position_bias) * q.size(-1) ** -0.5).transpose(1, 2).contiguous(), keys)
-        q = q + layer.content_bias
+        keys = linear(table, layer.positions.weight).to(wide)
+        keys = keys.unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
+        queries = (q + layer.position_bias.to(wide)) * q.size(-1) ** -0.5
+        relative = Relative(queries.transpose(1, 2).contiguous(), keys)
+        q = q + layer.content_bias.to(wide)
         parts = (part.transpose(1, 2) for part in (q, k, v))
-        attended = attend(*parts, bias, self._scratch, relative, self._kernel)
+        attended = attend(*parts, bias, self._scratch, relative, self._kernel).to(dtype)
         x = x + linear(attended.transpose(1, 2).flatten(2), layer.out.weight, layer.out.bias)
         h = F.silu(linear(normalize(layer.mlp_norm, x).to(dtype), layer.up.weight, layer.up.bias))
         return x + linear(h, layer.down.weight, layer.down.bias)
 
-    @torch.inference_mode(False)  # kept for calls outside of inference mode
     @torch.inference_mode(False)  # kept for calls outside of inference mode
     def _positions(self, frames: int) -> Tensor:
         """(2 T - 1, D) fp32: sinusoids of the distances T - 1 to 1 - T, sines and cosines in turns."""
@@ -132,6 +134,12 @@ class SpeechEncoder:
             self._table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
         middle = len(self._table) // 2
         return self._table[middle - frames + 1 : middle + frames]
+
+
+def attention_format(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The format in which the encoder attends, where its weights are in ``dtype``."""
+    # kernels for CPUs are slower in half precision where positions are relative
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 def _embed(stack: Stack, x: Tensor) -> Tensor:

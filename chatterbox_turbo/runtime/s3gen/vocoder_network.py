@@ -56,7 +56,7 @@ class Snake:
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """Pairs of convolutions, a Snake before each."""
+    """Pairs of convolutions, a Snake before each; in half precision they add to a sum in fp32."""
 
     steps: tuple[tuple[Snake, Convolution, Snake, Convolution], ...]
 
@@ -140,7 +140,7 @@ def _keep(x: Tensor, valid: Tensor | None) -> Tensor:
 def _residual(block: ResidualBlock, x: Tensor, scratch: Scratch, valid: Tensor | None) -> Tensor:
     """x, in place."""
     for first_activation, first, second_activation, second in block.steps:
-        activated = scratch("activated", x.shape, x.dtype, x.device)
+        activated = scratch("activated", x.shape, first.direction.dtype, x.device)
         h = convolve(first, _keep(_snake(first_activation, x, activated, scratch), valid))
         x += convolve(second, _keep(_snake(second_activation, h, h, scratch), valid))
     return x
@@ -153,7 +153,7 @@ def _snake(snake: Snake, x: Tensor, out: Tensor, scratch: Scratch) -> Tensor:
     for at in range(0, x.size(1), rows):
         part = slice(at, at + rows)
         some = x[:, part]
-        between = scratch("between", some.shape, x.dtype, x.device)
+        between = scratch("between", some.shape, snake.alpha.dtype, x.device)
         torch.mul(some, snake.alpha[:, part], out=between)
         between.sin_().square_().mul_(snake.inverse[:, part])
         torch.add(some, between, out=out[:, part])
