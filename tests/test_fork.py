@@ -106,7 +106,8 @@ def compiled_in_the_child(x):
 def compile_something():
     with global_compiler_lock:
         compiling.set()
-        time.sleep(0.5)
+        time.sleep(1.5)
+        compiled.set()
 
 def threads():
     return set(os.listdir(TASKS)) if os.path.exists(TASKS) else set()
@@ -116,10 +117,11 @@ os.register_at_fork(before=lambda: started.append(threads() - known))  # the fir
 forks.prepare()
 compute()
 of_others(np.zeros(100))
-compiling = threading.Event()
+compiling, compiled = threading.Event(), threading.Event()
 threading.Thread(target=compile_something).start()
 compiling.wait()
 child = os.fork()
+assert compiled.is_set()  # more than a second later, which is all that it waits for threads to end
 of_others(np.zeros(100))
 compute()
 if not child:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-_lock = threading.Lock()
-_depth = 0
+from ..cpu import forks
+
+_lock = forks.lock()
+_scopes: set[object] = set()  # that have not ended
 _saved: list[Any] = []
 
 
@@ -25,21 +27,26 @@ def _switches() -> list[tuple[Any, str, Any]]:
 @contextmanager
 def tf32() -> Iterator[None]:
     """Allow TF32 in matrix products and convolutions; the last scope to leave restores what was there."""
-    global _depth
-    with _lock:
-        if _depth == 0:
-            _saved[:] = [getattr(owner, name) for owner, name, _ in _switches()]
-            for owner, name, value in _switches():
-                setattr(owner, name, value)
-        _depth += 1
-    try:
-        yield
-    finally:
+    scope = object()
+    with forks.undoing(partial(_leave, scope)):
         with _lock:
-            _depth -= 1
-            if _depth == 0:
-                for (owner, name, _), value in zip(_switches(), _saved, strict=True):
-                    setattr(owner, name, value)
+            first = not _scopes
+            if first:
+                _saved[:] = [getattr(owner, name) for owner, name, _ in _switches()]
+            _scopes.add(scope)
+            for owner, name, value in _switches() if first else ():
+                setattr(owner, name, value)
+        yield
+
+
+def _leave(scope: object) -> None:
+    with _lock:
+        if scope not in _scopes:
+            return
+        _scopes.remove(scope)
+        if not _scopes:
+            for (owner, name, _), value in zip(_switches(), _saved, strict=True):
+                setattr(owner, name, value)
 
 
 @contextmanager
