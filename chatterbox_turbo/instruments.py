@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .patching import Journal
-from .runtime.cpu import forks
+from .runtime import forks
 from .runtime.device.timing import PhaseTimer
 from .runtime.memory.meter import Meter
 from .upstream.families import Parts

@@ -80,7 +80,7 @@ def test_only_the_thread_that_forked_computes_alone_and_the_report_says_so(outco
 KERNELS = """
 import os, threading, time, numba, numpy as np
 from numba.core.compiler_lock import global_compiler_lock
-from chatterbox_turbo.runtime.cpu import forks
+from chatterbox_turbo.runtime import forks
 from chatterbox_turbo.runtime.cpu.products import project
 from chatterbox_turbo.runtime.cpu.threads import kernel_threads
 

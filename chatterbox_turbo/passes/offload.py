@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import describe
-from ..runtime.cpu import cold, forks
+from ..runtime import forks
+from ..runtime.cpu import cold
 from ..runtime.device.offload import SPEAKING, VOICE, Place, Pressure, Residence
 from ..runtime.device.overlay import DevicePart
 from ..runtime.memory.free_memory import free_memory, is_out_of_memory

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequestError, brief
+from ..runtime import forks
 from ..runtime.arguments import whole
-from ..runtime.cpu import forks
 from ..runtime.device import random_state
 from ..text import Piece
 from ..upstream.families import Parts

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import InvalidRequestError, brief
 from ..passes.base import Call, Engines, Scope
+from ..runtime import forks
 from ..runtime.arguments import whole
-from ..runtime.cpu import forks
 from ..upstream.families import Parts
 from ..upstream.stages import Stages
 from ..upstream.warmup import copy_voice, voice_attribute

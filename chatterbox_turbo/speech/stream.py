@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequestError, UnavailablePassError
-from ..runtime.cpu import forks
+from ..runtime import forks
 from ..runtime.device.devices import on_device
 from ..runtime.s3gen.drawn import seeded
 from ..runtime.s3gen.streaming import AcousticStream, Windows

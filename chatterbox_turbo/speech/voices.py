@@ -16,7 +16,7 @@ from ..config.messages import nearest
 from ..errors import InvalidRequestError, brief
 from ..passes.base import Call, parameters
 from ..passes.conditioning import REFERENCES
-from ..runtime.cpu import forks
+from ..runtime import forks
 from ..runtime.voice import names
 from ..runtime.voice.cache import VoiceCache
 from ..runtime.voice.reference_audio import Reference

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runtime.cpu import forks
+from ..runtime import forks
 from .patch_points import digest
 from .t3 import needs_attention_maps
 

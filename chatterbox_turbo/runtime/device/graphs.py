@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TurboError, describe
-from ..cpu import forks
+from .. import forks
 from .captures import capturing
 from .tf32 import numerics
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from ..cpu import forks
+from .. import forks
 from .transfers import Transfers
 
 VOICE = "voice"  # what encodes a reference voice

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..cpu import forks
+from .. import forks
 
 State = tuple[Tensor, Tensor | None]  # of the host, and of the device where it has one of its own
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..cpu import forks
+from .. import forks
 
 _lock = forks.lock()
 _scopes: set[object] = set()  # that have not ended

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from ..cpu import forks
+from .. import forks
 
 KINDS = 64  # names that are told apart; what comes under another one is counted as OTHER
 OTHER = "other"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..cpu import forks
+from .. import forks
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 DEFAULTS = {"expandable_segments": "False"}  # that some releases keep where a text does not name them

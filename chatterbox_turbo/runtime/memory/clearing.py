@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from ...errors import describe
-from ..cpu import forks
+from .. import forks
 from ..cpu.host_memory import give_back, gives_back
 from ..device import captures
 from . import readings

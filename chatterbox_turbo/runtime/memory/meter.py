@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..cpu import forks
+from .. import forks
 from . import readings
 
 REQUESTS = 128  # that the history keeps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpu import forks
+from .. import forks
 from ..cpu.host_memory import reserve
 
 IDLE_SHARE = 16  # of a GPU's memory: what a batch leaves behind at most

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...errors import DecodingError
-from ..cpu import forks
+from .. import forks
 from .requests import Request, Token
 
 Serve = Callable[[Iterator["Request | None"]], Iterator[Token]]
