@@ -12,7 +12,7 @@ from typing import Any
 from .instruments import Recorder
 from .passes.base import Call, Scope, Setting, in_force, parameters
 from .patching import Journal, PatchedMethod
-from .runtime.cpu import forks
+from .runtime import forks
 from .runtime.device.captures import computing
 from .runtime.device.surroundings import plain
 from .upstream.families import device_of

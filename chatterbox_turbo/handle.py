@@ -28,7 +28,7 @@ from .passes.base import Context, Engines, Pass, in_force
 from .patching import BoundToModel, Journal, Loss
 from .plan import Plan, build_plan, carry_out
 from .report import Report
-from .runtime.cpu import forks
+from .runtime import forks
 from .runtime.device.captures import computing
 from .runtime.device.surroundings import lasting, plain
 from .runtime.device.tf32 import convolves_in_tf32

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .patching import Journal
+from .runtime import forks
 from .runtime.device.timing import PhaseTimer
 from .runtime.memory.meter import Meter
 from .upstream.families import Parts
@@ -46,10 +48,8 @@ class Recorder:
         """Forget the last call and record what happens in the body; calls outside of one leave no record."""
         self.timer.clear()
         self.tokens, self.active = None, True
-        try:
+        with forks.undoing(partial(setattr, self, "active", False)):
             yield
-        finally:
-            self.active = False
 
 
 def install_recorder(parts: Parts, journal: Journal, exact_peaks: bool = False) -> Recorder:

@@ -80,7 +80,7 @@ def test_only_the_thread_that_forked_computes_alone_and_the_report_says_so(outco
 KERNELS = """
 import os, threading, time, numba, numpy as np
 from numba.core.compiler_lock import global_compiler_lock
-from chatterbox_turbo.runtime.cpu import forks
+from chatterbox_turbo.runtime import forks
 from chatterbox_turbo.runtime.cpu.products import project
 from chatterbox_turbo.runtime.cpu.threads import kernel_threads
 
@@ -106,7 +106,8 @@ def compiled_in_the_child(x):
 def compile_something():
     with global_compiler_lock:
         compiling.set()
-        time.sleep(0.5)
+        time.sleep(1.5)
+        compiled.set()
 
 def threads():
     return set(os.listdir(TASKS)) if os.path.exists(TASKS) else set()
@@ -116,10 +117,11 @@ os.register_at_fork(before=lambda: started.append(threads() - known))  # the fir
 forks.prepare()
 compute()
 of_others(np.zeros(100))
-compiling = threading.Event()
+compiling, compiled = threading.Event(), threading.Event()
 threading.Thread(target=compile_something).start()
 compiling.wait()
 child = os.fork()
+assert compiled.is_set()  # more than a second later, which is all that it waits for threads to end
 of_others(np.zeros(100))
 compute()
 if not child:

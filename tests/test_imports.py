@@ -84,7 +84,19 @@ def test_layers_point_downward():
 
 
 def test_rooms_of_the_hot_path_point_downward():
-    floors = ["arguments", "device", "layers", "cpu", "memory", "quantization", "loading", "voice", "t3", "s3gen"]
+    floors = [
+        "arguments",
+        "forks",
+        "device",
+        "layers",
+        "cpu",
+        "memory",
+        "quantization",
+        "loading",
+        "voice",
+        "t3",
+        "s3gen",
+    ]
     inside = {name: path for name, path in FILES.items() if name.startswith("runtime.")}
     assert {name.split(".")[1] for name in inside} == {*floors}
     for name, path in inside.items():

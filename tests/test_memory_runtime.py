@@ -147,24 +147,12 @@ def test_the_highest_of_all_outlives_a_reset(monkeypatch):
     assert readings.highest(CPU) > high - 2**20  # Linux adds up what its processors count apart, at times late
 
 
-def test_a_containers_limit_counts(monkeypatch, tmp_path):
-    files = {"max": "1000000", "current": "900000", "stat": "anon 1\ninactive_file 50000\n"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable: 3000 kB\n")
-    monkeypatch.setattr(process_memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(process_memory, "GROUPS", ((*(str(tmp_path / name) for name in files), "inactive_file"),))
-    assert process_memory.available() == (150_000, 1_000_000)
-    (tmp_path / "max").write_text("max")
-    assert process_memory.available() == (3000 * 1024, 4000 * 1024)
-
-
 def test_a_system_without_proc(monkeypatch, tmp_path):
-    for name in ("STATUS", "MEMINFO", "CLEAR_REFS"):
+    for name in ("STATUS", "CLEAR_REFS"):
         monkeypatch.setattr(process_memory, name, tmp_path / "nothing" / name)
     pytest.importorskip("psutil")
     assert process_memory.resident().now > 2**20 and process_memory.resident().peak is None
-    free, total = process_memory.available()
+    free, total = process_memory.available(tmp_path)
     assert 0 < free <= total
     assert process_memory.reset_peak() is False
 

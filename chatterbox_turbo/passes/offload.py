@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import describe
+from ..runtime import forks
 from ..runtime.cpu import cold
 from ..runtime.device.offload import SPEAKING, VOICE, Place, Pressure, Residence
 from ..runtime.device.overlay import DevicePart
@@ -239,11 +240,10 @@ class _Retry:
         if not self._depth:
             cuda = self._device.type == "cuda"
             self._states = [torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if cuda else None]
-        self._depth += 1
-        try:
+        depth = self._depth
+        with forks.undoing(partial(setattr, self, "_depth", depth)):
+            self._depth = depth + 1
             yield
-        finally:
-            self._depth -= 1
 
     def __call__(self, error: Exception) -> bool:
         if not is_out_of_memory(error) or not self._residence.lower(f"out of memory ({describe(error)})"):

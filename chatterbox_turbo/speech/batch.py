@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequestError, brief
+from ..runtime import forks
 from ..runtime.arguments import whole
 from ..runtime.device import random_state
 from ..text import Piece
@@ -174,10 +176,7 @@ def _generated(parts: Parts, number: int, item: Any) -> Tensor:
     arguments = {name: value for name, value in item.items() if name not in ("seed", "voice")}
     attribute, own, seed = voice_attribute(parts), parts.voice, item.get("seed")
     seed = int(torch.randint(2**62, ())) if seed is None else whole("seed", seed)
-    try:
+    with forks.undoing(partial(setattr, parts.model, attribute, own)), random_state.kept(parts.device):
         setattr(parts.model, attribute, copy_voice(item.get("voice", own)))
-        with random_state.kept(parts.device):
-            random_state.seed(parts.device, seed)
-            return parts.model.generate(**arguments)
-    finally:
-        setattr(parts.model, attribute, own)
+        random_state.seed(parts.device, seed)
+        return parts.model.generate(**arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.messages import nearest
 from ..errors import InvalidRequestError, VoiceFileError, brief
-from ..runtime.cpu import forks
+from ..runtime import forks
 from ..runtime.voice import blending, names
 from ..runtime.voice.cache import Voice
 from ..upstream import voice_files

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InvalidRequestError, brief
 from ..passes.base import Call, Engines, Scope
+from ..runtime import forks
 from ..runtime.arguments import whole
 from ..upstream.families import Parts
 from ..upstream.stages import Stages
@@ -105,11 +107,9 @@ class Pipeline:
         given = self.stages.bind((), call.kwargs)
         # drawn from the global generator, so that torch.manual_seed before the batch repeats it
         seed = int(torch.randint(2**62, ())) if seed is None else whole("seed", seed)
-        try:
+        with forks.undoing(partial(setattr, self.parts.model, self._attribute, own)):
             setattr(self.parts.model, self._attribute, copy_voice(voice))
             voice = self.stages.condition(given)
-        finally:
-            setattr(self.parts.model, self._attribute, own)
         return Utterance(number, given, voice, Draws(self.parts.device, seed))
 
     def request(self, utterance: Utterance) -> Any:

@@ -9,7 +9,6 @@ for a block, and free between two of them.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidRequestError, UnavailablePassError
+from ..runtime import forks
 from ..runtime.device.devices import on_device
 from ..runtime.s3gen.drawn import seeded
 from ..runtime.s3gen.streaming import AcousticStream, Windows
@@ -196,7 +196,7 @@ class SpeechStream:
         self._open: list[Segment] = []
         self._sent = self._samples = self._tokens = 0
         self._first = self._busy = 0.0
-        self._turn = threading.RLock()  # whoever closes waits for what another thread is making
+        self._turn = forks.lock()  # whoever closes waits for what another thread is making
         self._closed = False
 
     def __iter__(self) -> SpeechStream:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import soundfile
@@ -15,6 +16,7 @@ from ..config.messages import nearest
 from ..errors import InvalidRequestError, brief
 from ..passes.base import Call, parameters
 from ..passes.conditioning import REFERENCES
+from ..runtime import forks
 from ..runtime.voice import names
 from ..runtime.voice.cache import VoiceCache
 from ..runtime.voice.reference_audio import Reference
@@ -181,11 +183,9 @@ class Voices(NamedVoices):
             yield
             return
         attribute, before = voice_attribute(parts), parts.voice
-        setattr(parts.model, attribute, chosen)
-        try:
+        with forks.undoing(partial(setattr, parts.model, attribute, before)):
+            setattr(parts.model, attribute, chosen)
             yield
-        finally:
-            setattr(parts.model, attribute, before)
 
     # -- the recordings that are kept by content
 
@@ -235,11 +235,9 @@ class Voices(NamedVoices):
             self._check_in_force()
             parts = self._parts()
             attribute, before = voice_attribute(parts), parts.voice
-            try:
+            with forks.undoing(partial(setattr, parts.model, attribute, before)):
                 getattr(parts.model, entry_point(parts))(_source(reference), **options)
                 made = getattr(parts.model, attribute)
-            finally:
-                setattr(parts.model, attribute, before)
         source = {"kind": "recording", "sha256": reference.digest.hex()}
         return NamedVoice(voices.cleaned(*voices.halves(made)), parts.family, source, parts.model.sr)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..runtime import forks
 from .patch_points import digest
 from .t3 import needs_attention_maps
 
@@ -117,9 +118,8 @@ def contained(backbone: nn.Module) -> Iterator[None]:
     before = set(analyzer_hooks(backbone))
     config = vars(backbone.config)
     switches = {key: value for key, value in config.items() if any(name in key for name in _SWITCHES)}
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         for module, key in analyzer_hooks(backbone):
             if (module, key) not in before:
                 del module._forward_hooks[key]
@@ -128,3 +128,6 @@ def contained(backbone: nn.Module) -> Iterator[None]:
                 config[key] = switches[key]
             else:
                 del config[key]
+
+    with forks.undoing(undo):
+        yield

@@ -1,4 +1,6 @@
-"""Readings of this process's memory and of the machine's, each of some microseconds; ``None`` where none can be had.
+"""Readings of this process's memory and of the machine's; ``None`` where none can be had.
+
+Each takes some microseconds, what is ``available`` up to a millisecond where control groups have to be read.
 
 Resident memory is what of a process lies in RAM. Its highest value since the start is a counter of the kernel's
 (VmHWM); Linux lets it begin anew through ``/proc/self/clear_refs``.
@@ -9,22 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-STATUS, MEMINFO, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/clear_refs")
+from . import control_groups
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # of proc(5): VmHWM becomes VmRSS; no page is touched
-# (limit, usage, statistics, what of the usage goes by itself) of a container: control groups 2, then 1
-GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-        "total_inactive_file",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -95,19 +88,19 @@ def heap() -> Heap | None:
     return Heap(info.arena, info.uordblks, info.fordblks, info.hblkhd)
 
 
-def available() -> tuple[int, int] | None:
-    """Bytes that can still be had without swapping, and all that there are: the machine's or a container's."""
-    found = dict(_entries(MEMINFO))
+def available(root: Path = control_groups.ROOT) -> tuple[int, int] | None:
+    """Bytes that can still be had without swapping, and all that there are: the machine's, or its control groups'.
+
+    Args:
+        root: of the file system.
+    """
+    found = dict(_entries(root / "proc/meminfo"))
     try:
         free, total = found["MemAvailable"], found["MemTotal"]
     except KeyError:
         return _by_psutil()
-    for limit, usage, statistics, name in GROUPS:
-        with suppress(OSError, ValueError):  # no such group, or "max": no limit
-            most, used = (int(Path(path).read_text()) for path in (limit, usage))
-            if most < total:
-                reclaimable = dict(_entries(Path(statistics), unit=1)).get(name, 0)
-                return min(free, max(0, most - used + reclaimable)), most
+    for group in control_groups.groups(root):
+        free, total = min(free, group.free), min(total, group.limit)
     return free, total
 
 
@@ -120,8 +113,8 @@ def _by_psutil() -> tuple[int, int] | None:
     return memory.available, memory.total
 
 
-def _entries(path: Path, unit: int = 1024) -> Iterator[tuple[str, int]]:
-    """(name, bytes) of the lines ``name: number kB`` or ``name number``."""
+def _entries(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of the lines ``name: number kB``."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
@@ -129,7 +122,7 @@ def _entries(path: Path, unit: int = 1024) -> Iterator[tuple[str, int]]:
     for line in lines:
         name, *values = line.replace(":", " ").split()
         if values and values[0].isdigit():
-            yield name, int(values[0]) * unit
+            yield name, int(values[0]) * 1024
 
 
 @functools.cache

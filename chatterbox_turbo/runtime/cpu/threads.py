@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from ...errors import describe
-from . import forks
+from .. import forks
 
 T = TypeVar("T")
 _ONE_AT_A_TIME = forks.lock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TurboError, describe
+from .. import forks
 from .captures import capturing
 from .tf32 import numerics
 
@@ -48,7 +48,7 @@ def tallying() -> Iterator[Tally]:
         _tallies[:] = [one for one in _tallies if one is not tally]
 
 
-_launching = threading.Lock()
+_launching = forks.lock()
 _last_streams: dict[torch.device, torch.cuda.Stream] = {}  # where the newest replay of each device went
 
 

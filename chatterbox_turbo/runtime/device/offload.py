@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+from .. import forks
 from .transfers import Transfers
 
 VOICE = "voice"  # what encodes a reference voice
@@ -111,11 +113,12 @@ class Residence:
         if not self._depth:
             self.last = Moves()
             self._adapt()
-        self._depth += 1
+        depth = self._depth
         try:
-            yield
+            with forks.undoing(partial(setattr, self, "_depth", depth)):
+                self._depth = depth + 1
+                yield
         finally:
-            self._depth -= 1
             if not self._depth:
                 self._settle(REST)
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .. import forks
+
 State = tuple[Tensor, Tensor | None]  # of the host, and of the device where it has one of its own
 
 
@@ -54,7 +56,5 @@ def seed(device: torch.device, number: int) -> None:
 def kept(device: torch.device) -> Iterator[None]:
     """Both generators are after the body what they were before."""
     before = states(device)
-    try:
+    with forks.undoing(lambda: restore_all(device, before)):
         yield
-    finally:
-        restore_all(device, before)

@@ -7,15 +7,17 @@ within torch's compiler. So this sets by the older, but where the process has mi
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-_lock = threading.Lock()
-_depth = 0
+from .. import forks
+
+_lock = forks.lock()
+_scopes: set[object] = set()  # that have not ended
 _saved: list[Any] = []
 
 
@@ -108,18 +110,25 @@ def _restore(before: list[Any]) -> None:
 @contextmanager
 def tf32() -> Iterator[None]:
     """Allow TF32 in matrix products and convolutions; the last scope to leave restores what was there."""
-    global _depth
-    with _lock:
-        if _depth == 0:
-            _saved[:] = _set(True)
-        _depth += 1
-    try:
-        yield
-    finally:
+    scope = object()
+    with forks.undoing(partial(_leave, scope)):
         with _lock:
-            _depth -= 1
-            if _depth == 0:
-                _restore(_saved)
+            first = not _scopes
+            if first:
+                _saved[:] = [_state(switch) for switch in _SWITCHES]
+            _scopes.add(scope)
+            if first:
+                _set(True)
+        yield
+
+
+def _leave(scope: object) -> None:
+    with _lock:
+        if scope not in _scopes:
+            return
+        _scopes.remove(scope)
+        if not _scopes:
+            _restore(_saved)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
+
+from .. import forks
 
 KINDS = 64  # names that are told apart; what comes under another one is counted as OTHER
 OTHER = "other"
@@ -33,7 +34,7 @@ class Transfers:
 
     def __init__(self) -> None:
         self._moved: OrderedDict[str, Moved] = OrderedDict()
-        self._lock = threading.Lock()  # held for an addition only
+        self._lock = forks.lock()  # held for an addition only
 
     def record(self, what: str, bytes: int, seconds: float) -> None:
         """Note one transfer.

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
 from collections.abc import Mapping
 
 import torch
+
+from .. import forks
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 DEFAULTS = {"expandable_segments": "False"}  # that some releases keep where a text does not name them
 Settings = Mapping[str, str]
 
-_lock = threading.Lock()
+_lock = forks.lock()
 _held: list[Settings] = []
 _before: dict[str, str] = {}
 

@@ -6,16 +6,17 @@ has freed a few large ones, glibc takes blocks of up to 32 MB from its heap, and
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from ...errors import describe
+from .. import forks
 from ..cpu.host_memory import give_back, gives_back
 from ..device import captures
 from . import readings
@@ -49,7 +50,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._places: dict[str, Cleared] = {}
-        self._lock = threading.Lock()  # held for an addition only
+        self._lock = forks.lock()  # held for an addition only
 
     def add(self, place: str, seconds: float, size: int) -> None:
         """Count a clearing."""
@@ -139,11 +140,12 @@ class CachePolicy:
 
         Requests within one, as a batch has them, are part of it.
         """
-        self._depth += 1
+        depth = self._depth
         try:
-            yield
+            with forks.undoing(partial(setattr, self, "_depth", depth)):
+                self._depth = depth + 1
+                yield
         finally:
-            self._depth -= 1
             if not self._depth:
                 self.after(device())
 

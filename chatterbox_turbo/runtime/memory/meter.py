@@ -6,10 +6,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
+from .. import forks
 from . import readings
 
 REQUESTS = 128  # that the history keeps
@@ -45,11 +47,12 @@ class Meter:
             yield
             return
         phases: list[dict[str, Any]] = []
-        before, at, self._began, self._phases = readings.level(self._device), time.time(), time.perf_counter(), phases
+        before, at, self._began = readings.level(self._device), time.time(), time.perf_counter()
         try:
-            yield
+            with forks.undoing(partial(setattr, self, "_phases", None)):
+                self._phases = phases
+                yield
         finally:
-            self._phases = None
             after = readings.level(self._device)
             self._requests.append(
                 {
@@ -73,11 +76,11 @@ class Meter:
             self.missed = True
         start = time.perf_counter()
         before, ceiling = readings.reading(self._device)
-        self._inside = True
         try:
-            yield
+            with forks.undoing(partial(setattr, self, "_inside", False)):
+                self._inside = True
+                yield
         finally:
-            self._inside = False
             after, now = readings.reading(self._device)
             counts = now is not None and (now > (ceiling or 0) or not self.missed)
             peak = max(before, after, now if counts else 0)

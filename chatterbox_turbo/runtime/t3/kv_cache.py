@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import forks
 from ..cpu.host_memory import reserve
 
 IDLE_SHARE = 16  # of a GPU's memory: what a batch leaves behind at most
@@ -112,7 +113,8 @@ class KVCache:
 
     def _allocate(self, rows: int, positions: int) -> None:
         try:
-            self._grow(rows, positions)
+            with forks.halted(self.release):
+                self._grow(rows, positions)
         except BaseException:  # memory may end between keys and values, which must be of one size
             self.release()
             raise

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...errors import DecodingError
+from .. import forks
 from .requests import Request, Token
 
 Serve = Callable[[Iterator["Request | None"]], Iterator[Token]]
@@ -100,7 +101,8 @@ class Service:
             self._taken = []
             self._run = self._serve(self._source())
         try:
-            token = next(self._run, None)
+            with forks.halted(self._lose):
+                token = next(self._run, None)
         except BaseException as error:
             self._run = None  # a generator that has raised is over
             failure = error if isinstance(error, Exception) else DecodingError("Decoding was interrupted.")
@@ -136,6 +138,11 @@ class Service:
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.over)
         if not self._waiting and all(one.over for one in self._taken):
             self._close()
+
+    def _lose(self) -> None:
+        """The run is another thread's, which is not in this process."""
+        self._run = None
+        self.abort("The process that was forked does not go on with it.")
 
     def _close(self) -> None:
         run, self._run, self._taken = self._run, None, []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpu import forks
+from .. import forks
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ pools of their own, and have as many threads as before.
 Such a pool ends after the thread it computed for, when ``join`` has long returned; libgcc's unwinder, which ends its
 threads, takes a lock of its own once numba has compiled anything (up to GCC 12). A child that inherits it locked waits
 for ever when it compiles, throws a C++ exception or ends a pool. So who forks waits until no thread is ending.
+
+What another thread was in the midst of never ends in the child: no ``finally`` of it runs there. So what is changed
+for a while, and other threads see, is changed in an ``undoing`` block, and the child carries out its undo.
 """
 
 from __future__ import annotations
@@ -19,17 +22,19 @@ import sys
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_blocks: dict[object, tuple[int, Callable[[], object]]] = {}  # by entry: thread and undo, innermost last
 _held: list[Any] = []  # numba's locks, while this process forks
 _TASKS = Path("/proc/self/task")  # of Linux: a folder for each thread
 _ENDING = 2 / 100  # seconds of its own time, at most, that a thread takes to end: it takes well under a millisecond
-_PATIENCE = 1.0  # seconds after which this process forks even so, where threads begin and end without a pause
+_PATIENCE = 1.0  # seconds without numba's compiler after which this process forks even so, as threads end all the time
 _others = 0  # threads of torch for all but the thread that forked; 0 where no thread computes alone
 
 
@@ -38,6 +43,32 @@ def lock() -> threading.RLock:
     made = threading.RLock()
     _locks.add(made)
     return made
+
+
+@contextmanager
+def undoing(undo: Callable[[], object]) -> Iterator[None]:
+    """Have ``undo`` called after the body; and in a child that another thread forks meanwhile, where no body ends.
+
+    Args:
+        undo: right at any point of the body, and a second time: it puts back a value, and counts nothing down. In a
+            child it finds every lock made here free.
+    """
+    with halted(undo):
+        try:
+            yield
+        finally:
+            undo()
+
+
+@contextmanager
+def halted(undo: Callable[[], object]) -> Iterator[None]:
+    """Have ``undo`` called in children alone that another thread forks during the body, for what the body completes."""
+    entry = object()
+    _blocks[entry] = threading.get_ident(), undo
+    try:
+        yield
+    finally:
+        del _blocks[entry]
 
 
 @functools.cache
@@ -67,7 +98,10 @@ def remark() -> str:
 
 
 def _wait() -> None:
-    """Let no other thread be inside numba's compiler, or be starting its threads, when this one forks."""
+    """Let no other thread be inside numba's compiler, or be starting its threads, when this one forks.
+
+    However long that takes, which is seconds for a large kernel: LLVM's state of half a kernel is of no use in a child.
+    """
     compiler, threads = (sys.modules.get(f"numba.{name}") for name in ("core.compiler_lock", "np.ufunc.parallel"))
     for module, name in ((compiler, "global_compiler_lock"), (threads, "_backend_init_thread_lock")):
         if hasattr(module, name):
@@ -108,6 +142,7 @@ def _begin() -> None:
     for one in list(_locks):
         if not one._is_owned():
             one._at_fork_reinit()
+    _undo_blocks()
     if sys.platform != "linux":
         return  # OpenMP of LLVM or Intel, which starts anew in a child
     threads, alone = torch.get_num_threads(), _openmp_is_gnu()
@@ -115,6 +150,16 @@ def _begin() -> None:
     if alone and threads > 1:
         _others = threads
     set_threads(1 if alone else threads)
+
+
+def _undo_blocks() -> None:
+    """Of the threads that stay in the parent; in which order they entered does not matter but within one."""
+    me = threading.get_ident()
+    for entry, (thread, undo) in reversed(list(_blocks.items())):
+        if thread != me:
+            del _blocks[entry]
+            with suppress(Exception):  # of CUDA, which no child can use
+                undo()
 
 
 def _openmp_is_gnu() -> bool:
