@@ -247,7 +247,15 @@ def test_weights_of_the_vocoder_that_are_loaded_later_are_used(english):
     assert torch.equal(acoustic_half(english)["vocoder"], first)
 
 
-@pytest.mark.parametrize(("part", "section"), [("encoder", "flow"), ("vocoder", "vocoder")])
-def test_half_precision_of_what_upstream_computes_is_a_contradiction(part, section):
-    with pytest.raises(InvalidConfigError, match=rf"precision\.{part} is .*{section}\.enabled is false"):
-        turbo.OptimizationConfig(fidelity="lossy", precision={part: "auto"}, **{section: {"enabled": False}})
+@needs_bf16
+def test_a_vocoder_that_upstream_computes_stays_in_float32(english):
+    turbo.apply(english, {**LOSSY, "precision": {"encoder": "auto", "vocoder": "auto"}, "vocoder": {"enabled": False}})
+    reason = english.turbo.plan.step("precision").reason
+    assert "flow encoder in bfloat16" in reason
+    assert "not vocoder: vocoder's residual blocks in half precision needs the pass vocoder" in reason
+    assert torch.isfinite(speak(english)).all()
+
+
+def test_half_precision_of_an_encoder_that_upstream_computes_is_a_contradiction():
+    with pytest.raises(InvalidConfigError, match=r"precision\.encoder is .*flow\.enabled is false"):
+        turbo.OptimizationConfig(fidelity="lossy", precision={"encoder": "auto"}, flow={"enabled": False})

@@ -113,11 +113,6 @@ class OptimizationConfig(BaseModel):
                     f'precision.{part} is "{getattr(self.precision, part)}" but flow.enabled is false: only the solver '
                     "of this package keeps token ids and state out of half precision"
                 )
-        if "vocoder" in halved and self.vocoder.enabled is False:
-            raise ValueError(
-                f'precision.vocoder is "{self.precision.vocoder}" but vocoder.enabled is false: upstream\'s own code '
-                "computes in float32 only"
-            )
         if self.precision.originals == "discard" and not set(halved) - {"vocoder"}:  # of which there is a copy
             raise ValueError(
                 'precision.originals is "discard" but precision.t3, precision.flow and precision.encoder are float32: '
