@@ -1,7 +1,8 @@
 """The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``.
 
 HiFT to the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, compiled code, and on a CPU
-transposed convolutions in pieces. Or Vocos in its place, from a checkpoint.
+transposed convolutions in pieces; with ``precision.vocoder`` its residual blocks are in half precision. Or Vocos in its
+place, from a checkpoint.
 """
 
 from __future__ import annotations
