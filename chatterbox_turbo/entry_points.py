@@ -151,10 +151,11 @@ class EntryPoints:
         return self.generate if name == "generate" else self.guard
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self, look: bool = True) -> Iterator[None]:
         """The model's lock for the body, after a look at its structure; calls in it do not look again."""
         with self.lock:
-            self.refresh()
+            if look:
+                self.refresh()
             self._calls.depth = getattr(self._calls, "depth", 0) + 1
             try:
                 yield

@@ -130,17 +130,21 @@ class Handle(Speaker, BoundToModel):
         return self._entry.pipeline  # nothing of it stays with who keeps a handle of a configuration that is gone
 
     @contextmanager
-    def _working(self, name: str) -> Iterator[Handle]:
-        """The model for the body, as it is now: its lock, its surroundings, its settings. Yields its handle."""
+    def _working(self, name: str, look: bool = True) -> Iterator[Handle]:
+        """The model for the body, as it is now: its lock, its surroundings, its settings. Yields its handle.
+
+        ``look``: whether anybody has changed the model; without, it is taken for what it was.
+        """
         with self.lock:
-            self._entry.refresh()
+            if look:
+                self._entry.refresh()
             parts, now = self._parts(), handle_of(self._parts().model)
             if now is None:
                 raise UnavailablePassError("This configuration has been reverted.", "", "Apply it again.")
             # what a batch puts in place for a while is no change of the model
             meter = now._entry.recorder.meter
             with (
-                now._entry.inside(),
+                now._entry.inside(look=False),
                 computing(parts.device),
                 plain(),
                 meter.request(name),

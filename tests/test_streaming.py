@@ -14,8 +14,9 @@ import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidRequestError, UnavailablePassError
 from chatterbox_turbo.measure.fidelity import sample
 from chatterbox_turbo.runtime.s3gen.streaming import Windows
-from chatterbox_turbo.speech.stream import joined
+from chatterbox_turbo.speech.stream import LOOK, joined
 from chatterbox_turbo.text import split
+from chatterbox_turbo.upstream.structure import Structure
 
 QUIET = {"decoding": {"progress": "off", "kernel": "torch"}}
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -24,6 +25,26 @@ SMALL = Windows(first_chunk=3, chunk=4, growth=1.0, longest_chunk=4)
 
 def given(model, **more):
     return {"language_id": "en", **more} if "Multilingual" in type(model).__name__ else more
+
+
+def test_a_changed_model_is_noticed_before_a_stream_and_soon_within_it(english, monkeypatch):
+    turbo.apply(english, QUIET)
+    looks, own = [], Structure.change
+    monkeypatch.setattr(Structure, "change", lambda self: looks.append(1) or own(self))
+    with english.turbo.stream(TEXT, seed=5, windows=SMALL) as stream:
+        for _ in range(8):
+            stream.poll(1)
+        assert len(looks) == 1
+        stream._looked -= LOOK  # as if so much time had passed
+        stream.poll(1)
+        assert len(looks) == 2
+    with english.turbo.stream(TEXT, seed=5, windows=SMALL) as stream:
+        next(stream)
+        english.t3.tfmr.layers[0].mlp.register_forward_hook(lambda *_: None)
+        stream._looked -= LOOK
+        with pytest.raises(UnavailablePassError, match="changed while it was streaming"):
+            list(stream)
+    english.t3.tfmr.layers[0].mlp._forward_hooks.clear()
 
 
 @pytest.mark.parametrize("model", SPEAKING, indirect=True)

@@ -36,7 +36,7 @@ class Speaker:
     _pipeline: Pipeline | None  # where upstream's stages are known
     _unknown: str  # why they are not
 
-    def _working(self, name: str) -> AbstractContextManager[Any]:
+    def _working(self, name: str, look: bool = True) -> AbstractContextManager[Any]:
         raise NotImplementedError
 
     def timed(self, text: str, *, seed: int | None = None, **arguments: Any) -> TimedSpeech:
@@ -275,8 +275,8 @@ class Speaker:
         return [(piece.text, piece.pause) for piece in pieces] or [(text, 0.0)]
 
     @contextmanager
-    def _streaming(self) -> Iterator[Pipeline]:
-        with self._working("stream") as now:
+    def _streaming(self, look: bool = True) -> Iterator[Pipeline]:
+        with self._working("stream", look) as now:
             yield now._pipeline
 
     def _require(self, what: str, instead: str) -> None:

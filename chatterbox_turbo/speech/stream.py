@@ -34,6 +34,7 @@ from .utterance import Draws, Utterance
 NOISE_FRAMES = 50  # of flow matching's noise that are drawn at once
 _END: Any = object()  # of a stream's blocks
 AHEAD = 2  # pieces of a text whose tokens are decoded beside each other
+LOOK = 0.25  # seconds between two looks at whether the model has been changed, which take 6 ms each at full size
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,13 @@ class SpeechStream:
 
     Args:
         working: the model for a block: its lock and surroundings; yields its pipeline, or the reason why there is none.
+            Its argument: whether to look if the model has been changed.
         items: utterances, read as they are needed.
     """
 
     def __init__(
         self,
-        working: Callable[[], AbstractContextManager[Pipeline]],
+        working: Callable[[bool], AbstractContextManager[Pipeline]],
         items: Iterable[Mapping[str, Any]],
         windows: Windows | None,
     ):
@@ -196,6 +198,7 @@ class SpeechStream:
         self._open: list[Segment] = []
         self._sent = self._samples = self._tokens = 0
         self._first = self._busy = 0.0
+        self._looked = 0.0
         self._turn = forks.lock()  # whoever closes waits for what another thread is making
         self._closed = False
 
@@ -221,7 +224,9 @@ class SpeechStream:
                 raise StopIteration
             begun = time.perf_counter()
             try:
-                with self._working() as pipeline:
+                look = self._pipeline is None or begun - self._looked >= LOOK
+                with self._working(look) as pipeline:
+                    self._looked = time.perf_counter() if look else self._looked
                     if self._pipeline is None:
                         self._pipeline = pipeline
                         self._blocks = self._made(pipeline)
@@ -298,7 +303,7 @@ class SpeechStream:
             if blocks is None:
                 return
             try:
-                with suppress(UnavailablePassError), self._working() as pipeline:
+                with suppress(UnavailablePassError), self._working(True) as pipeline:
                     blocks.close()
                     # what the batch holds for nobody goes with the next step, or now
                     if pipeline.engines.token_model is not None:
