@@ -2,8 +2,8 @@
 
 python benchmarks/new_lengths.py [FAMILY] [LENGTHS]; by default turbo 100,113,127,141
 
-Upstream and the preset ``fast`` with HiFT's transposed convolutions whole and in pieces, each in a process of its own;
-all lengths once, then all again. Random weights and tokens, full-size.
+Upstream and the preset ``fast`` with HiFT's transposed convolutions whole, in pieces and (with channels last) by
+products, each in a process of its own; all lengths once, then all again. Random weights and tokens, full-size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ import sys
 import time
 import warnings
 
-WAYS = ("upstream", "whole", "pieces")
+WAYS: dict[str, dict[str, str]] = {
+    "upstream": {},
+    "whole": {"upsampling": "whole", "layout": "channels_first"},
+    "pieces": {"upsampling": "pieces", "layout": "channels_first"},
+    "products": {"upsampling": "pieces", "layout": "channels_last"},
+}
 
 
 def seconds(family: str, lengths: list[int], way: str) -> list[list[float]]:
@@ -25,7 +30,7 @@ def seconds(family: str, lengths: list[int], way: str) -> list[list[float]]:
 
     model = synthetic.build(family, "full")
     if way != "upstream":
-        turbo.apply(model, {"preset": "fast", "decoding": {"progress": "off"}, "vocoder": {"upsampling": way}})
+        turbo.apply(model, {"preset": "fast", "decoding": {"progress": "off"}, "vocoder": WAYS[way]})
     steps = {"n_cfm_timesteps": 2} if family == "turbo" else {}
 
     def once(length: int) -> float:

@@ -1,4 +1,4 @@
-"""The kernels for CPUs: products in every format and for every number of rows, rounding, attention."""
+"""The kernels for CPUs: products in every format and for every number of rows, rounding."""
 
 from __future__ import annotations
 
@@ -18,19 +18,12 @@ from llvmlite.binding import get_host_cpu_features
 from numba import njit
 
 import chatterbox_turbo as turbo
-from chatterbox_turbo.measure.fidelity import snr_db
-from chatterbox_turbo.runtime.cpu import attention as by_pairs
 from chatterbox_turbo.runtime.cpu import instructions
 from chatterbox_turbo.runtime.cpu import products as kernels
-from chatterbox_turbo.runtime.cpu import tile_attention as by_tiles
 from chatterbox_turbo.runtime.cpu.instructions import EXACT, FAST, multiplies_pairs, round_to_bf16, to_bf16
 from chatterbox_turbo.runtime.cpu.threads import kernel_threads, why_no_kernels
 from chatterbox_turbo.runtime.cpu.tiles import multiplies_tiles
-from chatterbox_turbo.runtime.layers import Linear, Norm
 from chatterbox_turbo.runtime.quantization import backend_on
-from chatterbox_turbo.runtime.s3gen import attention as flow_attention
-from chatterbox_turbo.runtime.s3gen import tiled_block
-from chatterbox_turbo.runtime.s3gen.flow_estimator import Block, _transform
 
 
 @pytest.fixture(autouse=True)
@@ -214,77 +207,3 @@ def test_why_there_are_no_kernels(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "numba", None)
         assert why_no_kernels().startswith("numba is not installed")
-
-
-@needs_pairs
-@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=needs_tiles)])
-@pytest.mark.parametrize("frames", [6, 7, 32, 33, 64, 65, 119, 129, 300])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_bf16(frames, masked, tiles, monkeypatch):
-    """Of parts of one tensor, as products give them; against fp32, and closer to it than torch's products in bf16."""
-    if not tiles:
-        monkeypatch.setattr(flow_attention, "_kernels", lambda: (by_pairs,))
-    generator = torch.Generator().manual_seed(frames)
-    parts = torch.randn(2, frames, 3, 3, 64, generator=generator).bfloat16().unbind(dim=2)
-    q, k, v = (part.transpose(1, 2) for part in parts)
-    lengths = torch.tensor([frames, frames // 2 + 1])
-    valid = torch.arange(frames) < lengths[:, None] if masked else None
-    if masked:
-        k, v = (x.masked_fill(~valid[:, None, :, None], 1e4) for x in (k, v))  # must not matter
-    mask = None if valid is None else valid[:, None, None]
-    right = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
-    given = flow_attention.attend(q, k, v, flow_attention.hiding(valid, q.dtype), flow_attention.Scratch())
-    assert given.transpose(1, 2).is_contiguous() and given.dtype == torch.bfloat16
-    assert snr_db(given.float(), right) > 50
-
-
-@needs_tiles
-@pytest.mark.parametrize("frames", [32, 33, 100])
-def test_a_block_of_the_flow_by_tiles(frames, monkeypatch):
-    """Against fp32 arithmetic over the same weights, and closer to it than torch's operations in bf16."""
-    generator = torch.Generator().manual_seed(frames)
-
-    def linear(outputs, inputs, bias=True):
-        weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
-        return Linear(weight.bfloat16(), torch.randn(outputs, generator=generator).bfloat16() if bias else None)
-
-    def norm():
-        return Norm(*(torch.randn(64, generator=generator) for _ in range(2)), 1e-5)
-
-    block = Block(norm(), linear(384, 64, bias=False), linear(64, 128), norm(), linear(160, 64), linear(64, 160))
-    x = 3 * torch.randn(2, frames, 64, generator=generator)
-    halves = [block.qkv, block.out, block.up, block.down]
-    whole = (Linear(each.weight.float(), None if each.bias is None else each.bias.float()) for each in halves)
-    qkv, out, up, down = whole
-    exact = Block(block.attention_norm, qkv, out, block.mlp_norm, up, down)
-    given = x.clone()
-    assert tiled_block.suits(block, x) and not tiled_block.suits(exact, x)
-    by_tiles = _transform(block, given, 2, None, flow_attention.Scratch(), None) - x
-    assert torch.equal(given, x)  # a shortcut may still need it
-    right = _transform(exact, x, 2, None, flow_attention.Scratch(), None) - x
-    monkeypatch.setattr(tiled_block, "suits", lambda *_: False)
-    by_torch = _transform(block, x, 2, None, flow_attention.Scratch(), None) - x
-    assert snr_db(by_tiles, right) > max(44, snr_db(by_torch, right))
-
-
-@needs_pairs
-@pytest.mark.parametrize("kernels", [by_pairs, pytest.param(by_tiles, marks=needs_tiles)])
-def test_flow_matching_in_bf16_attends_by_the_kernel_alone(kernels, models, monkeypatch):
-    """And compiles it before the first request."""
-    import chatterbox_turbo as turbo
-
-    called, attend = [], kernels.attend
-    monkeypatch.setattr(flow_attention, "_kernels", lambda: (kernels,))
-    monkeypatch.setattr(kernels, "attend", lambda *args: called.append(args[0].shape) or attend(*args))
-    frames = kernels.QUERIES + 14
-    model = models("english")
-    with turbo.optimized(model, {"fidelity": "lossy", "precision": {"flow": "bfloat16"}}):
-        assert called
-        called.clear()
-        monkeypatch.setattr(torch, "bmm", None)
-        monkeypatch.setattr(F, "scaled_dot_product_attention", None)
-        solver = model.turbo._engines.flow.solver
-        x = torch.randn(1, 80, frames)
-        projections = torch.zeros(2, len(solver.weights.stages), solver.weights.stages[0].resnet.first.weight.size(0))
-        solver.solve(x, torch.linspace(0, 1, 3), projections, x, torch.randn(1, 80), x, guidance=0.7)
-    assert called and set(called) == {(2, 2, frames, 64)}

@@ -1,4 +1,4 @@
-"""Transposed convolutions in pieces: the same numbers, and one shape whatever the length."""
+"""Transposed convolutions in pieces and by products: the same numbers, and one shape whatever the length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cases import only, speak
 import chatterbox_turbo as turbo
 from chatterbox_turbo.errors import InvalidConfigError
 from chatterbox_turbo.measure.fidelity import snr_db
-from chatterbox_turbo.runtime.cpu.upsampling import PIECE, in_pieces, suitable
+from chatterbox_turbo.runtime.cpu import vocoder_kernels
+from chatterbox_turbo.runtime.cpu.upsampling import PIECE, by_product, in_pieces, suitable
 
 LENGTHS = (1, 2, 3, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 7)
 HIFT = ((16, 8, 4), (11, 5, 3), (7, 3, 2))  # width, stride, padding
@@ -46,6 +47,10 @@ def test_pieces_are_the_whole_within_rounding(width, stride, padding, shapes):
         assert len({*shapes}) == 1 and shapes[0][0] == 1, "one shape, whatever the length and the rows"
         assert found.shape == whole.shape and (found - whole).abs().max() < 1e-4
         assert torch.equal(in_pieces(x[1:], weight, bias, options), found[1:])
+        last = in_pieces(x, weight, bias, options, channels_last=True)
+        assert torch.equal(last, found) and last.transpose(1, 2).is_contiguous()
+        product = by_product(x, weight, bias, options, vocoder_kernels)
+        assert product.shape == whole.shape and (product - whole).abs().max() < 1e-4
 
 
 def test_other_transposed_convolutions_stay_whole():
@@ -57,7 +62,8 @@ def test_other_transposed_convolutions_stay_whole():
 @pytest.mark.parametrize("fidelity, upsampling", [("numerical", "auto"), ("exact", "auto"), ("numerical", "whole")])
 def test_the_vocoder_chooses_by_the_ceiling(model, shapes, fidelity, upsampling):
     expected = speak(model, 3)
-    config = {**only(), "fidelity": fidelity, "vocoder": {"enabled": True, "upsampling": upsampling}}
+    section = {"enabled": True, "upsampling": upsampling, "layout": "channels_first"}
+    config = {**only(), "fidelity": fidelity, "vocoder": section}
     turbo.apply(model, config)
     shapes.clear()
     found = speak(model, 3)

@@ -24,7 +24,7 @@ from chatterbox_turbo.upstream import vocoder_weights
 from chatterbox_turbo.upstream.families import identify
 from chatterbox_turbo.upstream.patch_points import LLAMA
 
-WHOLE = {"upsampling": "whole"}
+WHOLE = {"upsampling": "whole", "layout": "channels_first"}
 ALONE = {"vocoder": {"enabled": True, **WHOLE}, "flow": {"enabled": False}}
 
 
@@ -155,6 +155,7 @@ def test_each_mask_is_needed(networks, monkeypatch, index):
     [
         ("cpu", "numerical", {}, "numerical"),
         ("cpu", "numerical", WHOLE, "exact"),
+        ("cpu", "numerical", {"upsampling": "whole"}, "numerical"),
         ("cpu", "exact", {}, "exact"),
         ("cpu", "numerical", {"compile": True, **WHOLE}, "numerical"),
         ("cuda", "numerical", {}, "numerical"),
@@ -170,7 +171,14 @@ def test_the_promise_is_that_of_the_device_and_the_ceiling(models, monkeypatch, 
 
 @pytest.mark.parametrize(
     "options, said",
-    [(WHOLE, ""), ({**WHOLE, "graphs": False}, ""), ({}, "upsampling in pieces"), ({"compile": True}, "compiled")],
+    [
+        (WHOLE, ""),
+        ({**WHOLE, "graphs": False}, ""),
+        ({}, "channels last, upsampling by products"),
+        ({"layout": "channels_first"}, "upsampling in pieces"),
+        ({"upsampling": "whole"}, "channels last"),
+        ({"compile": True}, "compiled"),
+    ],
 )
 def test_the_report_says_what_computes_and_revert_gives_it_back(models, options, said):
     model = models(LLAMA[0])
@@ -230,7 +238,8 @@ def test_without_a_compiler_it_is_not_compiled_and_says_why():
     from torch._inductor import config
 
     plain, compiled = (
-        Vocoder(small(), VocoderSection(compile=compile), "numerical", CachePolicy()) for compile in (False, True)
+        Vocoder(small(), VocoderSection(compile=compile, **WHOLE), "numerical", CachePolicy())
+        for compile in (False, True)
     )
     plain.prepare()
     with config.patch({"cpp.cxx": ("no-such-compiler",)}):

@@ -1,8 +1,8 @@
 """The vocoder by this package's own code in place of upstream's ``HiFTGenerator.inference``.
 
 HiFT to the bit, but for graphs, whose padded lengths cuDNN may compute by other algorithms, compiled code, and on a CPU
-transposed convolutions in pieces; with ``precision.vocoder`` its residual blocks are in half precision. Or Vocos in its
-place, from a checkpoint.
+activations with channels last and transposed convolutions by other sums; with ``precision.vocoder`` its residual blocks
+are in half precision. Or Vocos in its place, from a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Fidelity, VocoderSection
+from ..runtime.cpu.threads import why_no_kernels
 from ..runtime.device.compilation import compiled
 from ..runtime.device.half_precision import FORMATS
 from ..runtime.memory.clearing import CachePolicy
 from ..runtime.s3gen import streamed_vocoder
 from ..runtime.s3gen.streaming import Windows
 from ..runtime.s3gen.vocoder import VocoderWeights, excite, synthesize, synthesize_all
-from ..runtime.s3gen.vocoder_network import Network, decode
+from ..runtime.s3gen.vocoder_network import Network, decode, prepare
 from ..upstream import vocoder_weights
 from ..upstream.prepared import Prepared
 from . import vocos
@@ -41,7 +42,8 @@ class VocoderPass(Pass):
             return section.promise
         device, ceiling = context.parts.device, context.config.fidelity
         captures = section.graphs and ceiling != "exact" and device.type == "cuda"
-        return "numerical" if captures or in_pieces(section, ceiling, device) else section.promise
+        reordered = in_pieces(section, ceiling, device) or channels_last(section, ceiling, device)
+        return "numerical" if captures or reordered else section.promise
 
     def check(self, context: Context) -> str:
         if context.config.vocoder.kind == "vocos":
@@ -70,6 +72,13 @@ def in_pieces(section: VocoderSection, ceiling: Fidelity, device: torch.device) 
     if device.type != "cpu" or section.compile:  # a compiler has one code for all lengths
         return False
     return section.upsampling == "pieces" or (section.upsampling == "auto" and ceiling != "exact")
+
+
+def channels_last(section: VocoderSection, ceiling: Fidelity, device: torch.device) -> bool:
+    """Whether activations lie with channels last."""
+    if device.type != "cpu" or section.compile:  # a compiler lays them out by itself
+        return False
+    return section.layout == "channels_last" or (section.layout == "auto" and ceiling != "exact")
 
 
 class Vocoder:
@@ -121,11 +130,16 @@ class Vocoder:
         device, remarks, function = self._module.conv_pre.bias.device, [], decode
         # 80 MB beside the originals save 10 ms of a second on a CPU, but sixty launches on a GPU
         pieces = in_pieces(self._section, self._ceiling, device)
-        weights = vocoder_weights.read(self._module, device.type != "cpu", pieces, self._dtype)
+        last = channels_last(self._section, self._ceiling, device)
+        weights = vocoder_weights.read(self._module, device.type != "cpu", pieces, self._dtype, last)
+        prepare(weights.network)
         if self._dtype is not None:
             remarks.append(f"residual blocks in {str(self._dtype).removeprefix('torch.')}")
+        if last:
+            remarks.append("channels last")
         if pieces:
-            remarks.append("upsampling in pieces")
+            by_product = last and not why_no_kernels()
+            remarks.append("upsampling by products" if by_product else "upsampling in pieces")
         if self._section.compile:
             function, reason = compiled(decode, device=device, dynamic=True)  # one for all lengths
             remarks.append(f"not compiled: {reason}" if reason else "compiled")

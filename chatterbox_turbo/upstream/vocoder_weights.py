@@ -19,20 +19,27 @@ from .modules import refuse_unless, unsuitable
 WEIGHT_NORM = (("weight", "_WeightNorm", 0),)  # what is parametrized, how, over which dimension
 
 
-def read(vocoder: nn.Module, fold: bool, pieces: bool = False, residual: torch.dtype | None = None) -> VocoderWeights:
+def read(
+    vocoder: nn.Module,
+    fold: bool,
+    pieces: bool = False,
+    residual: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> VocoderWeights:
     """The weights of a ``HiFTGenerator`` as they are now: views of its parameters.
 
     Args:
         fold: fold weight normalization, into copies.
         pieces: transposed convolutions in pieces (``runtime.cpu.upsampling``).
         residual: the residual blocks in this format, folded; ``None``: as the others.
+        channels_last: so lie the network's activations, and the weights that are copies.
 
     Raises:
         UnsupportedModelError: an architecture that the runtime does not compute.
     """
     check(vocoder)
-    convolution = partial(_convolution, fold=fold, pieces=pieces)
-    inside = partial(_convolution, fold=fold or residual is not None, pieces=pieces, dtype=residual)
+    convolution = partial(_convolution, fold=fold, pieces=pieces, channels_last=channels_last)
+    inside = partial(convolution, fold=fold or residual is not None, dtype=residual)
     sines = vocoder.m_source.l_sin_gen
     upsampling = vocoder.f0_upsamp.scale_factor
     source = Source(
@@ -56,7 +63,9 @@ def read(vocoder: nn.Module, fold: bool, pieces: bool = False, residual: torch.d
     )
     predictor = vocoder.f0_predictor
     return VocoderWeights(
-        pitch=tuple(convolution(layer) for layer in predictor.condnet if isinstance(layer, nn.Conv1d)),
+        pitch=tuple(
+            convolution(layer, channels_last=False) for layer in predictor.condnet if isinstance(layer, nn.Conv1d)
+        ),
         pitch_head=_product(predictor.classifier),
         source=source,
         network=NetworkWeights(
@@ -120,7 +129,11 @@ def _product(module: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def _convolution(
-    module: nn.Conv1d | nn.ConvTranspose1d, fold: bool, pieces: bool, dtype: torch.dtype | None = None
+    module: nn.Conv1d | nn.ConvTranspose1d,
+    fold: bool,
+    pieces: bool,
+    channels_last: bool,
+    dtype: torch.dtype | None = None,
 ) -> Convolution:
     transposed = isinstance(module, nn.ConvTranspose1d)
     names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if transposed else ()))
@@ -132,6 +145,9 @@ def _convolution(
         weight = module.weight.detach()
         if dtype is not None:
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        return Convolution(weight, None, bias, options, transposed, pieces)
+            if channels_last:
+                weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+        return Convolution(weight, None, bias, options, transposed, pieces, channels_last)
     normalized = module.parametrizations.weight
-    return Convolution(normalized.original1.data, normalized.original0.data, bias, options, transposed, pieces)
+    direction, magnitude = normalized.original1.data, normalized.original0.data
+    return Convolution(direction, magnitude, bias, options, transposed, pieces, channels_last)

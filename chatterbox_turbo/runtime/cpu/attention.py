@@ -165,7 +165,18 @@ def weigh(typing_context, scores, seen, scale, weights):
 
 @jit()
 def pack(k, v, keys, values):
-    """Keys (T, WIDTH) to (blocks, pairs of components, LANES keys, 2), values to (pairs of frames, WIDTH, 2)."""
+    """Keys (T, WIDTH) as ``pack_keys`` does, values to (pairs of frames, WIDTH, 2)."""
+    frames = k.shape[0]
+    pack_keys(k, keys)
+    for pair in range(values.shape[0]):
+        for d in range(k.shape[1]):
+            values[pair, d, 0] = v[2 * pair, d] if 2 * pair < frames else 0
+            values[pair, d, 1] = v[2 * pair + 1, d] if 2 * pair + 1 < frames else 0
+
+
+@jit()
+def pack_keys(k, keys):
+    """Keys (T, WIDTH) to (blocks, pairs of components, LANES keys, 2), zeros behind them."""
     frames, width = k.shape
     for block in range(keys.shape[0]):
         for lane in range(LANES):
@@ -173,13 +184,9 @@ def pack(k, v, keys, values):
             for pair in range(width // 2):
                 keys[block, pair, lane, 0] = k[t, 2 * pair] if t < frames else 0
                 keys[block, pair, lane, 1] = k[t, 2 * pair + 1] if t < frames else 0
-    for pair in range(values.shape[0]):
-        for d in range(width):
-            values[pair, d, 0] = v[2 * pair, d] if 2 * pair < frames else 0
-            values[pair, d, 1] = v[2 * pair + 1, d] if 2 * pair + 1 < frames else 0
 
 
-@jit(parallel=True, fastmath=FAST)
+@jit()
 def attend(q, k, v, seen, keys, values, result):
     """Attention of every query over the keys that are seen; bf16 as int16, T at least QUERIES.
 
@@ -190,9 +197,23 @@ def attend(q, k, v, seen, keys, values, result):
         values: (R H, T rounded up to GROUP / 2, WIDTH, 2), receives the packed values.
         result: (R, T, H, WIDTH).
     """
+    attend_by_distance(q, k, v, seen, keys, values, result, q, q[0, :, :0], keys[:0])
+
+
+@jit(parallel=True, fastmath=FAST)
+def attend_by_distance(q, k, v, seen, keys, values, result, asking, distances, places):
+    """``attend`` with what the distance from query to key adds to a score, before all is scaled.
+
+    Args:
+        asking: (R, H, T, WIDTH), queries that meet distances.
+        distances: (H, 2 T - 1, WIDTH), keys of the distances T - 1 to 1 - T; none of them: nothing is added.
+        places: (H, 2 T - 1 rounded up to GROUP / LANES, WIDTH / 2, LANES, 2), receives the packed distances.
+    """
     rows, heads, frames, width = q.shape
     for head in prange(rows * heads):
         pack(k[head // heads, head % heads], v[head // heads, head % heads], keys[head], values[head])
+    for head in prange(len(places)):
+        pack_keys(distances[head], places[head])
     scale = np.float32(1.4426950408889634 / math.sqrt(width))  # 1 / log(2): powers of two take the place of e's
     shares = (frames + SOME - 1) // SOME
     for task in prange(rows * heads * shares):
@@ -202,10 +223,19 @@ def attend(q, k, v, seen, keys, values, result):
         weights = np.empty((QUERIES, seen.shape[1]), np.int16)
         mixed = np.empty((QUERIES, width), np.float32)
         sums = np.empty(QUERIES, np.float32)
+        # the rows are read as far as those of the scores
+        added = np.zeros((QUERIES, 2 * seen.shape[1] if len(places) else 0), np.float32)
         for at in range(share * SOME, min((share + 1) * SOME, frames), QUERIES):
             first = min(at, frames - QUERIES)  # the last ones overlap those before
             for group in range(seen.shape[1] // GROUP):
                 _score(queries, first, keys[packed], group, scores)
+            if len(places):
+                last = frames - 1 - first  # place of the first query's distance to key 0; each one's is 1 before
+                for group in range((last - QUERIES + 1) // GROUP, (last + frames - 1) // GROUP + 1):
+                    _score(asking[row, head], first, places[head], group, added)
+                for j in range(QUERIES):
+                    for t in range(seen.shape[1]):
+                        scores[j, t] += added[j, last - j + t]
             for j in range(QUERIES):
                 sums[j] = weigh(scores[j], seen[row], scale, weights[j])
             _mix(weights, values[packed], mixed)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cpu import onednn as products
+from ..cpu.arrays import array
 from ..cpu.threads import kernel_threads, why_no_kernels
 from ..device.attention_kernels import Boundaries, Kernel
 from .scratch import Scratch
@@ -86,9 +87,9 @@ def attend(
     """
     if kernel is not None:
         return kernel(q, k, v, bias if relative is None else _aligned(relative.of_all(), bias))
-    kernels = _kernels_for(q) if relative is None else None
+    kernels = _kernels_for(q, relative)
     if kernels is not None:
-        return _attend_in_caches(kernels, q, k, v, bias, scratch)
+        return _attend_in_caches(kernels, q, k, v, bias, scratch, relative)
     by_heads = products.suits(q)
     if q.device.type != "cpu" or not (by_heads or (q.dtype == torch.bfloat16 and relative is None)):
         if relative is not None:
@@ -116,18 +117,29 @@ def _aligned(scores: Tensor, bias: Tensor | None) -> Tensor:
     return result.copy_(scores) if bias is None else torch.add(scores, bias, out=result)
 
 
-def prepare(dtype: torch.dtype, device: torch.device) -> None:
-    """Compile what attention in this format needs: seconds where no process has done it before."""
+def prepare(dtype: torch.dtype, device: torch.device, positions: bool = False) -> None:
+    """Compile what attention in this format needs: seconds where no process has done it before.
+
+    ``positions``: with those that are relative.
+    """
     for frames in (8, 64):  # few and many, which go by kernels of their own
         parts = torch.zeros(1, frames, 3, 1, 64, dtype=dtype, device=device).unbind(dim=2)
-        attend(*(part.transpose(1, 2) for part in parts), None, Scratch())  # laid out as a product gives them
+        q, k, v = (part.transpose(1, 2) for part in parts)  # laid out as a product gives them
+        relative = Relative(q.contiguous(), k.new_zeros(1, 2 * frames - 1, 64)) if positions else None
+        attend(q, k, v, None, Scratch(), relative)
 
 
-def _kernels_for(q: Tensor) -> ModuleType | None:
-    if torch.compiler.is_compiling() or q.device.type != "cpu" or q.dtype != torch.bfloat16:
+def attends_in_caches(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether there are kernels of this package for a format, where heads have the width that they are made for."""
+    return not torch.compiler.is_compiling() and device.type == "cpu" and dtype == torch.bfloat16 and bool(_kernels())
+
+
+def _kernels_for(q: Tensor, relative: Relative | None) -> ModuleType | None:
+    if not attends_in_caches(q.dtype, q.device):
         return None
     frames, width = q.shape[2:]
-    return next((each for each in _kernels() if width == each.WIDTH and frames >= each.QUERIES), None)
+    suitable = (each for each in _kernels() if width == each.WIDTH and frames >= each.QUERIES)
+    return next((each for each in suitable if relative is None or hasattr(each, "attend_by_distance")), None)
 
 
 @functools.cache
@@ -144,7 +156,13 @@ def _kernels() -> tuple[ModuleType, ...]:
 
 
 def _attend_in_caches(
-    kernels: ModuleType, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scratch: Scratch
+    kernels: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scratch: Scratch,
+    relative: Relative | None,
 ) -> Tensor:
     rows, heads, frames, width = q.shape
     padded, lanes = -(-frames // kernels.GROUP) * kernels.GROUP, kernels.LANES
@@ -153,9 +171,13 @@ def _attend_in_caches(
     keys = scratch("keys", (rows * heads, padded // lanes, width // 2, lanes, 2), q.dtype)
     values = scratch("values", (rows * heads, padded // 2, width, 2), q.dtype)
     result = scratch("attended", (rows, frames, heads, width), q.dtype)
+    parts = (q, k, v, seen, keys, values, result)
+    if relative is not None:
+        total = -(-(2 * frames - 1) // kernels.GROUP) * kernels.GROUP
+        places = scratch("places", (heads, total // lanes, width // 2, lanes, 2), q.dtype)
+        parts = (*parts, relative.queries * width**0.5, relative.keys, places)  # the kernel scales the sums
     with kernel_threads():
-        q, k, v, keys, values, result_bits = (x.view(torch.int16).numpy() for x in (q, k, v, keys, values, result))
-        kernels.attend(q, k, v, seen.numpy(), keys, values, result_bits)
+        (kernels.attend if relative is None else kernels.attend_by_distance)(*map(array, parts))
     return result.transpose(1, 2)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..cpu.onednn import linear
 from ..device.attention_kernels import Kernel
 from ..layers import Linear, Norm
-from .attention import Relative, attend, hiding
+from .attention import Relative, attend, attends_in_caches, hiding, prepare
 from .frames import Conv, convolve, normalize, valid_frames
 from .scratch import Scratch
 
@@ -80,6 +80,8 @@ class SpeechEncoder:
         rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
         self._rates = rates.to(device)
         self._table = torch.empty(0, width, device=device)
+        if kernel is None:
+            prepare(attention_format(weights.tokens.embed.weight.dtype, device), device, positions=True)
 
     def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """(R, T, D) to (R, stride T, D) fp32; ``lengths``: tokens of each row, beyond which nothing is meant."""
@@ -138,8 +140,8 @@ class SpeechEncoder:
 
 def attention_format(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The format in which the encoder attends, where its weights are in ``dtype``."""
-    # kernels for CPUs are slower in half precision where positions are relative
-    return torch.float32 if device.type == "cpu" else dtype
+    # torch's kernels for CPUs are slower in half precision where positions are relative
+    return dtype if device.type != "cpu" or attends_in_caches(dtype, device) else torch.float32
 
 
 def _embed(stack: Stack, x: Tensor) -> Tensor:
