@@ -12,11 +12,15 @@ from chatterbox_turbo.passes.flow import CPU_BATCH_FRAMES
 from chatterbox_turbo.patching import Journal
 from chatterbox_turbo.runtime.cpu import onednn as products
 from chatterbox_turbo.runtime.s3gen import attention as flow_attention
+from chatterbox_turbo.runtime.s3gen import flow_solver, speech_encoder
 from chatterbox_turbo.runtime.s3gen.attention import Relative, attend
 from chatterbox_turbo.runtime.s3gen.flow_solver import FlowSolver
+from chatterbox_turbo.runtime.s3gen.frames import whole_blocks
 from chatterbox_turbo.runtime.s3gen.scratch import Scratch
 from chatterbox_turbo.runtime.s3gen.speech_encoder import SpeechEncoder
 from chatterbox_turbo.upstream import encoder_weights
+from chatterbox_turbo.upstream.families import identify
+from chatterbox_turbo.upstream.stages import stages
 
 LENGTHS = (1, 40, 17)
 ACOUSTIC = {"flow": {"enabled": True}, "vocoder": {"enabled": True}}
@@ -142,3 +146,32 @@ def test_speech_tokens_that_are_none(models, family):
                 sound(tokens)
         for tokens, reference in zip((many[:, :1], many), expected, strict=True):
             assert snr_db(sound(tokens), reference) > 60
+
+
+@pytest.mark.parametrize("frames", [805, 806])
+def test_half_precision_on_a_cpu_is_computed_in_multiples_of_eight(frames):
+    bf16, fp32 = torch.bfloat16, torch.float32
+    assert whole_blocks(frames, bf16, torch.device("cpu")) == 808 == whole_blocks(808, bf16, torch.device("cpu"))
+    assert whole_blocks(frames, fp32, torch.device("cpu")) == frames == whole_blocks(frames, bf16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("tokens", [4, 13])
+def test_what_is_added_for_that_is_not_heard(models, monkeypatch, tokens):
+    """In the encoder and in flow matching, for one utterance and for two."""
+    model, asked = models("turbo"), []
+
+    def none(frames, *_):
+        asked.append(frames)
+        return frames
+
+    speech = torch.randint(0, 6000, (tokens,), generator=torch.Generator().manual_seed(tokens))
+    with turbo.optimized(model, {"fidelity": "lossy", "precision": {"flow": "bfloat16", "encoder": "bfloat16"}}):
+        parts, results = identify(model), []
+        for _ in range(2):
+            torch.manual_seed(0)
+            results.append(stages(parts).frames(speech, stages(parts).voice_reference(parts.voice)))
+            for module in (flow_solver, speech_encoder):
+                monkeypatch.setattr(module, "whole_blocks", none)
+    assert len(asked) == 2 and asked[1] % 8
+    assert results[0].shape == results[1].shape == (1, 80, 2 * tokens)
+    assert snr_db(*results) > 40

@@ -12,7 +12,7 @@ from . import attention as flow_attention
 from . import tiled_block
 from .attention import hiding
 from .flow_estimator import Constant, EstimatorWeights, constant, velocity
-from .frames import Conv, valid_frames
+from .frames import Conv, valid_frames, whole_blocks
 from .graphed import GraphedNetwork
 
 
@@ -80,6 +80,7 @@ class FlowSolver(GraphedNetwork):
         rows, frames, steps = noise.size(0), noise.size(2), len(times) - 1
         lengths = [frames] * rows if lengths is None else lengths
         runner, total = self._choose(rows, frames, calls=steps)
+        total = whole_blocks(total, self.weights.dtype, noise.device)
         valid = valid_frames(lengths, total, noise.device)
         if valid is None and runner is self.runner:  # one graph a length
             valid = noise.new_ones((rows, total), dtype=torch.bool)

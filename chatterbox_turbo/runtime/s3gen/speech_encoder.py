@@ -20,7 +20,7 @@ from ..cpu.onednn import linear
 from ..device.attention_kernels import Kernel
 from ..layers import Linear, Norm
 from .attention import Relative, attend, attends_in_caches, hiding, prepare
-from .frames import Conv, convolve, normalize, valid_frames
+from .frames import Conv, convolve, normalize, valid_frames, whole_blocks
 from .scratch import Scratch
 
 
@@ -85,7 +85,10 @@ class SpeechEncoder:
 
     def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """(R, T, D) to (R, stride T, D) fp32; ``lengths``: tokens of each row, beyond which nothing is meant."""
-        weights, tokens = self.weights, x.size(1)
+        weights, given = self.weights, x.size(1)
+        # so that frames are multiples of 8
+        tokens = whole_blocks(given, weights.tokens.embed.weight.dtype, x.device, 8 // math.gcd(8, weights.stride))
+        x = F.pad(x, (0, 0, 0, tokens - given))
         valid = valid_frames(lengths, tokens, x.device)
         x = _embed(weights.tokens, x)
         if valid is not None:
@@ -97,7 +100,7 @@ class SpeechEncoder:
         x = convolve(weights.upsampling, x.repeat_interleave(weights.stride, dim=1)).float()
         valid = valid_frames([weights.stride * length for length in lengths], weights.stride * tokens, x.device)
         x = self._transform(weights.frames, _embed(weights.frames, x), valid)
-        return normalize(weights.final_norm, x)
+        return normalize(weights.final_norm, x[:, : weights.stride * given])
 
     def release(self) -> None:
         """Give buffers back."""
