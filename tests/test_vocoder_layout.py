@@ -70,6 +70,23 @@ def test_half_precision_leaves_the_same_error_in_either(networks, monkeypatch, c
     assert weight.transpose(1, 2).is_contiguous(), "a copy lies as it is read"
 
 
+def test_no_convolution_of_a_residual_block_adds_zeros_of_its_own(networks, monkeypatch):
+    """For which oneDNN compiles much for each new length."""
+    seen, conv2d = [], torch.nn.functional.conv2d
+
+    def noted(x, weight, bias, **options):
+        if weight.dtype == torch.bfloat16:
+            seen.append(options["padding"])
+        return conv2d(x, weight, bias, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted)
+    network = networks(True, residual=torch.bfloat16, pieces=True)
+    network(*inputs(1, 20))
+    levels = network.weights.levels
+    steps = sum(len(block.steps) for level in levels for block in (level.source_block, *level.blocks))
+    assert seen == [(0, 0)] * (2 * steps)
+
+
 def test_activations_are_what_they_are_called():
     generator = torch.Generator().manual_seed(0)
     for rows, channels, size in ((1, 1, 1.0), (65, 3, 10.0), (200, 64, 1000.0)):
