@@ -8,10 +8,13 @@ import torch
 from cases import only, speak
 
 import chatterbox_turbo as turbo
+from chatterbox_turbo.config import VocoderSection
 from chatterbox_turbo.errors import InvalidConfigError
 from chatterbox_turbo.measure.fidelity import snr_db
+from chatterbox_turbo.passes.vocoder import channels_last
 from chatterbox_turbo.runtime.cpu import vocoder_kernels as kernels
 from chatterbox_turbo.runtime.cpu.arrays import array
+from chatterbox_turbo.runtime.cpu.onednn import wants_channels_last
 from chatterbox_turbo.runtime.s3gen import vocoder_network
 from chatterbox_turbo.runtime.s3gen.vocoder_network import Network
 from chatterbox_turbo.upstream import vocoder_weights
@@ -137,6 +140,17 @@ def test_the_ceiling_chooses_the_layout(model, fidelity, layout):
     assert ("channels last" in str(model.turbo.report())) == last
     assert model.turbo.plan.step("vocoder").fidelity == ("numerical" if last else "exact")
     assert torch.equal(found, expected) != last and snr_db(expected, found) > 60
+
+
+def test_where_nobody_has_measured_it_the_layout_is_upstreams(monkeypatch):
+    section = VocoderSection()
+    assert channels_last(section, "numerical", torch.device("cpu")) == wants_channels_last()
+    for capability in ("DEFAULT", "NO AVX", "SVE256"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert not channels_last(section, "numerical", torch.device("cpu"))
+    demanded = VocoderSection(layout="channels_last")
+    assert channels_last(demanded, "numerical", torch.device("cpu"))
+    assert not channels_last(demanded, "numerical", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("model", ["turbo"], indirect=True)

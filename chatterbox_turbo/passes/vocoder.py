@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Fidelity, VocoderSection
+from ..runtime.cpu.onednn import wants_channels_last
 from ..runtime.cpu.threads import why_no_kernels
 from ..runtime.device.compilation import compiled
 from ..runtime.device.half_precision import FORMATS
@@ -78,7 +79,8 @@ def channels_last(section: VocoderSection, ceiling: Fidelity, device: torch.devi
     """Whether activations lie with channels last."""
     if device.type != "cpu" or section.compile:  # a compiler lays them out by itself
         return False
-    return section.layout == "channels_last" or (section.layout == "auto" and ceiling != "exact")
+    auto = section.layout == "auto" and ceiling != "exact" and wants_channels_last()
+    return section.layout == "channels_last" or auto
 
 
 class Vocoder:
