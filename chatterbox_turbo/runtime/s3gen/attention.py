@@ -122,6 +122,8 @@ def prepare(dtype: torch.dtype, device: torch.device, positions: bool = False) -
 
     ``positions``: with those that are relative.
     """
+    if positions and not attends_in_caches(dtype, device):
+        return
     for frames in (8, 64):  # few and many, which go by kernels of their own
         parts = torch.zeros(1, frames, 3, 1, 64, dtype=dtype, device=device).unbind(dim=2)
         q, k, v = (part.transpose(1, 2) for part in parts)  # laid out as a product gives them
