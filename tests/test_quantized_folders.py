@@ -78,6 +78,7 @@ def test_it_is_the_original_that_apply_quantizes(saved, quantized, family):
         config = {"preset": preset, "decoding": {"progress": "off"}}
         if preset == "exact":  # what this ceiling leaves out is left out below the other, which quantization needs
             given = {"decoding": {"progress": "off", "backbone": "upstream"}, "flow": {"enabled": False}}
+            given["vocoder"] = {"upsampling": "whole", "layout": "channels_first"}
             config = {**config, "fidelity": "lossy", "conditioning": {"matmul": "torch"}, **given}
         turbo.apply(original, {**config, "fidelity": "lossy", "quantization": section(family)})
         turbo.apply(loaded, {"preset": preset, "decoding": {"progress": "off"}})
