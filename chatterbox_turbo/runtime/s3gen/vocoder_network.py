@@ -147,9 +147,8 @@ def convolve(convolution: Convolution, x: Tensor, surrounded: bool = False) -> T
     # as images of one line: of one dimension, torch copies what lies so before it convolves
     sizes = {name: (1, *options[name]) for name in ("stride", "dilation")}
     padding = (0, 0 if surrounded else options["padding"][0])
-    return F.conv2d(x[:, :, None], weight[:, :, None], bias, padding=padding, groups=options["groups"], **sizes)[
-        :, :, 0
-    ]
+    made = F.conv2d(x[:, :, None], weight[:, :, None], bias, padding=padding, groups=options["groups"], **sizes)
+    return made[:, :, 0]
 
 
 def _channels_last(x: Tensor, reflect: int = 0) -> Tensor:
